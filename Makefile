@@ -1,0 +1,36 @@
+# Every target starts from nothing: `make demo` on a fresh machine installs what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+APT_PACKAGES := ffmpeg libegl1 libgl1 libgl1-mesa-dri libgomp1
+
+.PHONY: install demo test lint check clean
+
+install: $(VENV)/.installed
+
+# Done again only when the files that decide the environment change.
+$(VENV)/.installed: pyproject.toml constraints.txt Makefile
+	@missing=""; for p in $(APT_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then echo "== system packages: present"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== system packages: installing$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "== system packages missing:$$missing (not root; install them for rendered scenes and VMAF motion)"; fi
+	@test -x $(BIN)/python || { echo "== virtual environment: $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "== Python packages: the tested set of constraints.txt (a few minutes, about 4 GB)"
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+	@echo "== installed: $(BIN)/worldline"
+
+demo: install
+	$(BIN)/worldline demo --out demo_output
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+check: test
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo_output

@@ -1,0 +1,173 @@
+"""The tables' contract: columns, units and conventions of a dataset folder, the exceptions, and the identities.
+
+A dataset folder DIR holds `DIR/trajectories/*.parquet` (one row a scene) and `DIR/videos/*.parquet` (one row a source
+file). Every scene and every file has exactly one row: `status` is ok, rejected or failed. An unknown value is null, never
+a stand-in number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import uuid
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Raised when a column changes its meaning or goes; a new nullable column keeps the version."""
+
+CONVENTIONS = {
+    "axes": "OpenCV camera: x right, y down, z forward",
+    "world_from_cam": "camera to world, 3x4 row-major [R|t], 12 floats a frame; first registered frame = identity",
+    "length_unit": "metre where scale_status = metric, an arbitrary unit per clip where up_to_scale",
+    "pixel_origin": "(0, 0) is the image's top-left corner; the first pixel's centre is (0.5, 0.5)",
+    "fxfycxcy_px": "fx, fy, cx, cy in pixels of (width, height) after rotation metadata is applied, 4 floats a frame",
+    "time": "seconds on the container's clock (PTS) of the source file",
+    "angles": "radians",
+    "covariance_gauge": "sigmas are relative to the first registered frame, whose own sigma is zero",
+}
+
+OK, REJECTED, FAILED = "ok", "rejected", "failed"
+METRIC, UP_TO_SCALE = "metric", "up_to_scale"
+DEGENERACIES = ("ok", "static", "pure_rotation", "low_parallax", "planar", "zoom", "distorted", "too_short")
+
+_NAMESPACE = uuid.UUID("6f1d2c5e-0c0e-5d8e-9b7b-7f6c1f4f9a10")
+
+
+class ClipRejected(Exception):
+    """This input cannot be annotated, for a reason that lies in the input and would be the same on a second try."""
+
+    def __init__(self, stage: str, reason: str, detail: str = "") -> None:
+        super().__init__(stage, reason, detail)
+        self.stage, self.reason, self.detail = stage, reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+class MissingBackend(Exception):
+    """An optional package is not installed; the message names the pip extra that brings it."""
+
+
+def _field(name: str, kind: pa.DataType, about: str, unit: str = "", *, nullable: bool = True) -> pa.Field:
+    metadata = {"about": about} | ({"unit": unit} if unit else {})
+    return pa.field(name, kind, nullable=nullable, metadata=metadata)
+
+
+_TEXT, _INT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+_PROVENANCE = [
+    _field("source", _TEXT, "where the video comes from, as the user named it"),
+    _field("licence", _TEXT, "licence of the video, as the user named it; null: unknown"),
+    _field("path", _TEXT, "the media file: a local path or an fsspec URI"),
+]
+
+_OUTCOME = [
+    _field("status", _TEXT, "ok, rejected (the input's fault, see reason) or failed (an error, see error)", nullable=False),
+    _field("reason", _TEXT, "stage: reason (detail) of a rejection or failure; null when ok"),
+    _field("error", _TEXT, "traceback of a failure; null otherwise"),
+    _field("replay", _TEXT, "shell command that runs this unit of work alone; null when ok"),
+]
+
+_VERSIONS = [
+    _field("tool_version", _TEXT, "worldline version", nullable=False),
+    _field("config_hash", _TEXT, "hash of the configuration that made this row", nullable=False),
+]
+
+VIDEOS = pa.schema(
+    [
+        _field("video_id", _TEXT, "SHA-256 of the file's bytes, 32 hex digits; of the path where unreadable", nullable=False),
+        *_PROVENANCE,
+        _field("other_paths", pa.list_(_TEXT), "further paths with the same content, annotated once"),
+        _field("size_bytes", _INT, "file size", "B"),
+        _field("codec", _TEXT, "video codec"),
+        _field("pixel_format", _TEXT, "FFmpeg pixel format"),
+        _field("width", _INT, "display width after rotation", "px"),
+        _field("height", _INT, "display height after rotation", "px"),
+        _field("rotation_deg", _INT, "rotation metadata that was applied, clockwise", "deg"),
+        _field("fps", _REAL, "mean frame rate over the file", "Hz"),
+        _field("is_variable_rate", _FLAG, "the gaps between frame times differ by more than a tenth"),
+        _field("num_frames", _INT, "frames that decode"),
+        _field("duration_s", _REAL, "last frame time minus first plus one mean gap", "s"),
+        _field("num_scenes", _INT, "rows of this video in trajectories/"),
+        *_OUTCOME,
+        *_VERSIONS,
+    ],
+    metadata={"worldline_schema": str(SCHEMA_VERSION), "worldline_conventions": json.dumps(CONVENTIONS)},
+)
+
+TRAJECTORIES = pa.schema(
+    [
+        _field("clip_id", _TEXT, "uuid5 of (video_id, start, end)", nullable=False),
+        _field("video_id", _TEXT, "the video's content hash", nullable=False),
+        *_PROVENANCE,
+        _field("start_s", _REAL, "time of the first frame", "s", nullable=False),
+        _field("end_s", _REAL, "time just after the last frame", "s", nullable=False),
+        _field("overlap_s", _REAL, "time shared with the previous window of the same shot; 0 for a shot's first", "s"),
+        _field("fps", _REAL, "mean frame rate over the scene", "Hz"),
+        _field("width", _INT, "frame width that fxfycxcy_px refers to", "px"),
+        _field("height", _INT, "frame height that fxfycxcy_px refers to", "px"),
+        _field("num_frames", _INT, "frames in the scene: the length of every per-frame list"),
+        _field("timestamps_s", pa.list_(_REAL), "container time of each frame", "s"),
+        _field("world_from_cam", pa.list_(_REAL), "12 a frame; NaN where is_registered is false"),
+        _field("fxfycxcy_px", pa.list_(_REAL), "4 a frame", "px"),
+        _field("camera_model", _TEXT, "pinhole, radial or fisheye (annotate/camera.py)"),
+        _field("distortion", pa.list_(_REAL), "the camera model's parameters"),
+        _field("is_registered", pa.list_(_FLAG), "whether the frame has a pose"),
+        _field("sigma_translation", pa.list_(_REAL), "1-sigma of the camera centre, per axis (rms), a frame", "length_unit"),
+        _field("sigma_rotation_rad", pa.list_(_REAL), "1-sigma of the rotation, per axis (rms), a frame", "rad"),
+        _field("num_registered", _INT, "frames with a pose"),
+        _field("registered_share", _REAL, "num_registered / num_frames"),
+        _field("degeneracy", _TEXT, "one of " + ", ".join(DEGENERACIES)),
+        _field("scale_status", _TEXT, "metric or up_to_scale; null without a path"),
+        _field("scale", _REAL, "metres per unit of the reconstruction before scaling; null: unknown"),
+        _field("scale_sigma", _REAL, "relative 1-sigma of the scale; null: unknown"),
+        _field("scale_cues", _TEXT, "JSON list of {cue, log_scale, sigma, is_used} that gave the scale"),
+        _field("gravity_in_world", pa.list_(_REAL), "unit vector of gravity in the world frame; null: unknown"),
+        _field("focal_sigma_px", _REAL, "1-sigma of fx; 0 where it was given; null: unknown", "px"),
+        _field("reprojection_px", _REAL, "rms reprojection error of inliers at (width, height)", "px"),
+        _field("heldout_px", _REAL, "median reprojection error of tracks kept out of the adjustment", "px"),
+        _field("num_points", _INT, "scene points in the adjustment"),
+        _field("num_observations", _INT, "inlier observations in the adjustment"),
+        _field("inlier_share", _REAL, "inlier observations over all tracked observations"),
+        _field("parallax_deg", _REAL, "median over points of the largest angle between two of its rays", "deg"),
+        _field("path_length", _REAL, "length of the camera's path", "length_unit"),
+        _field("speed_median", _REAL, "median speed of the camera", "length_unit/s"),
+        _field("fov_x_deg", _REAL, "median horizontal field of view", "deg"),
+        _field("fov_y_deg", _REAL, "median vertical field of view", "deg"),
+        _field("num_cuts", _INT, "scene cuts the detector sees inside the clip"),
+        _field("luminance", _REAL, "mean luma, 0-255"),
+        _field("contrast", _REAL, "mean over frames of the luma's standard deviation"),
+        _field("saturation", _REAL, "mean HSV saturation, 0-255"),
+        _field("sharpness", _REAL, "median variance of the Laplacian of luma at the working size"),
+        _field("flow_px", _REAL, "mean optical flow of pairs 0.5 s apart, at the working size", "px"),
+        _field("static_share", _REAL, "share of frame pairs whose median flow is under 0.1 px"),
+        _field("sidecar_path", _TEXT, "sparse structure of the clip (annotate/reconstruction.py), relative to DIR; null: none"),
+        _field("caption", _TEXT, "scene-static caption; null: none yet"),
+        *_OUTCOME,
+        *_VERSIONS,
+    ],
+    metadata=VIDEOS.metadata,
+)
+
+
+def clip_id(video_id: str, start_s: float, end_s: float) -> str:
+    """The clip's identity: equal content and span give an equal id on every machine; times count to the microsecond."""
+    return str(uuid.uuid5(_NAMESPACE, f"{video_id}:{round(start_s * 1e6)}:{round(end_s * 1e6)}"))
+
+
+def config_hash(*configs: Any) -> str:
+    """16 hex digits that change with any field of the given (nested, frozen) dataclasses, and only then."""
+    plain = [dataclasses.asdict(c) if dataclasses.is_dataclass(c) else c for c in configs]  # type: ignore[arg-type]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def table_from_rows(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows (dicts) -> a table of exactly `schema`; absent keys are null, an unknown key is a ValueError."""
+    known = set(schema.names)
+    for row in rows:
+        if unknown := set(row) - known:
+            raise ValueError(f"columns not in the schema: {sorted(unknown)}")
+    return pa.Table.from_pylist(rows, schema=schema)
