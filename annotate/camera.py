@@ -1,9 +1,9 @@
 """Cameras: rigid and similarity transforms, intrinsics, projection, ray maps.
 
-Conventions (docs/conventions.md): OpenCV axes (x right, y down, z forward), metres, radians. A transform `a_from_b` maps
-points in b to points in a and is an array [..., 3, 4] = [R | t]. Pixel (0, 0) is the top-left corner of the image, so the
-first pixel's centre is (0.5, 0.5). Every function takes numpy arrays or torch tensors and returns the same kind: the
-annotator and the world model share this one file.
+Conventions (docs/conventions.md): OpenCV axes (x right, y down, z forward), metres, radians. A transform
+`a_from_b` maps points in b to points in a and is an array [..., 3, 4] = [R | t]. Pixel (0, 0) is the top-left
+corner of the image, so the first pixel's centre is (0.5, 0.5). Every function takes numpy arrays or torch
+tensors and returns the same kind: the annotator and the world model share this one file.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ Array = Any
 CAMERA_MODELS = {"pinhole": 0, "radial": 2, "fisheye": 2}
 """Camera model -> number of distortion parameters.
 
-`radial`: OpenCV / COLMAP RADIAL, x_d = x (1 + k1 r^2 + k2 r^4). `fisheye`: OpenCV fisheye / COLMAP RADIAL_FISHEYE,
-theta_d = theta (1 + k1 theta^2 + k2 theta^4). x, y are z = 1 coordinates and theta the angle from the optical axis.
+`radial`: OpenCV / COLMAP RADIAL, x_d = x (1 + k1 r^2 + k2 r^4). `fisheye`: OpenCV fisheye / COLMAP
+RADIAL_FISHEYE, theta_d = theta (1 + k1 theta^2 + k2 theta^4). x, y are z = 1 coordinates and theta the angle
+from the optical axis.
 """
 
 
@@ -74,21 +75,24 @@ def hat(v: Array) -> Array:
 
 
 def rotation_from_rotvec(rotvec: Array) -> Array:
-    """SO(3) exponential (Rodrigues) of rotation vectors [..., 3] in radians -> [..., 3, 3]; exact at and near zero."""
+    """SO(3) exponential (Rodrigues) of rotation vectors [..., 3] in radians -> [..., 3, 3]; exact at and near
+    zero."""
     xp = array_namespace(rotvec)
     theta2 = xp.sum(rotvec * rotvec, axis=-1)[..., None, None]
     small = theta2 < 1e-8
     safe2 = xp.where(small, xp.ones_like(theta2), theta2)
     theta = xp.sqrt(safe2)
     a = xp.where(small, 1 - theta2 / 6, xp.sin(theta) / theta)
-    b = xp.where(small, 0.5 - theta2 / 24, (1 - xp.cos(theta)) / safe2)
+    # 2 sin^2(theta / 2) = 1 - cos(theta), without the cancellation.
+    b = xp.where(small, 0.5 - theta2 / 24, 2 * xp.sin(theta / 2) ** 2 / safe2)
     k = hat(rotvec)
     eye = xp.eye(3, dtype=rotvec.dtype, device=device(rotvec))
     return eye + a * k + b * (k @ k)
 
 
 def rotvec_from_rotation(rotation: Array) -> Array:
-    """SO(3) logarithm: [..., 3, 3] -> rotation vectors [..., 3] with norm in [0, pi]; steady near 0 and near pi."""
+    """SO(3) logarithm: [..., 3, 3] -> rotation vectors [..., 3] with norm in [0, pi]; steady near 0 and near
+    pi."""
     xp = array_namespace(rotation)
     quat = quat_xyzw_from_rotation(rotation)
     w = quat[..., 3:]
@@ -102,7 +106,8 @@ def rotvec_from_rotation(rotation: Array) -> Array:
 
 
 def quat_xyzw_from_rotation(rotation: Array) -> Array:
-    """Unit quaternions [..., 4] (x, y, z, w) of rotations [..., 3, 3]; the largest of the four pivots is used."""
+    """Unit quaternions [..., 4] (x, y, z, w) of rotations [..., 3, 3]; the largest of the four pivots is
+    used."""
     xp = array_namespace(rotation)
     m = rotation
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
@@ -170,8 +175,11 @@ class Sim3:
         )
 
 
-def umeyama(points_in_a: Array, points_in_b: Array, *, with_scale: bool = True, weights: Array | None = None) -> Sim3:
-    """Least-squares a_from_b of paired points [N, 3] (Umeyama, PAMI 1991, Eq. 34-43), optionally weighted [N].
+def umeyama(
+    points_in_a: Array, points_in_b: Array, *, with_scale: bool = True, weights: Array | None = None
+) -> Sim3:
+    """Least-squares a_from_b of paired points [N, 3] (Umeyama, PAMI 1991, Eq. 34-43), optionally weighted
+    [N].
 
     Raises ValueError when the points of b have no extent, where neither rotation nor scale is defined.
     """
@@ -183,7 +191,8 @@ def umeyama(points_in_a: Array, points_in_b: Array, *, with_scale: bool = True, 
     mean_b = xp.sum(weights[:, None] * points_in_b, axis=0)
     a, b = points_in_a - mean_a, points_in_b - mean_b
     variance_b = xp.sum(weights[:, None] * b * b)
-    if not float(variance_b) > 0:
+    rounding = 16 * float(xp.finfo(b.dtype).eps)
+    if not float(variance_b) > rounding**2 * float(xp.sum(weights[:, None] * points_in_b * points_in_b)):
         raise ValueError("umeyama: the points to align have no extent")
     u, singular, vt = xp.linalg.svd((weights[:, None] * a).mT @ b)
     sign = xp.ones_like(singular)
@@ -214,7 +223,9 @@ class Intrinsics:
         if self.model not in CAMERA_MODELS:
             raise ValueError(f"camera model {self.model!r}: known are {sorted(CAMERA_MODELS)}")
         if len(self.distortion) != CAMERA_MODELS[self.model]:
-            raise ValueError(f"{self.model} takes {CAMERA_MODELS[self.model]} parameters, got {self.distortion}")
+            raise ValueError(
+                f"{self.model} takes {CAMERA_MODELS[self.model]} parameters, got {self.distortion}"
+            )
 
     def resized(self, width: int, height: int) -> Intrinsics:
         """The same camera after the image is resized to width x height."""
@@ -242,7 +253,8 @@ class Intrinsics:
     def fov_rad(self) -> Array:
         """Full field of view [..., 2] (horizontal, vertical) through the principal point, in radians.
 
-        Measured between the border pixels' rays, so lens distortion counts.
+        Measured between the border pixels' rays, so lens distortion counts and a fisheye may exceed pi; NaN
+        where the lens model has no ray at a border.
         """
         xp = array_namespace(self.fxfycxcy_px)
         cx, cy = self.fxfycxcy_px[..., 2], self.fxfycxcy_px[..., 3]
@@ -250,9 +262,10 @@ class Intrinsics:
         borders = [(zero, cy), (zero + self.width, cy), (cx, zero), (cx, zero + self.height)]
         pixels = xp.stack([xp.stack(border, axis=-1) for border in borders], axis=-2)  # [..., 4, 2]
         rays = unproject(pixels, self)
-        left_right = xp.acos(xp.clip(xp.sum(rays[..., 0, :] * rays[..., 1, :], axis=-1), -1.0, 1.0))
-        up_down = xp.acos(xp.clip(xp.sum(rays[..., 2, :] * rays[..., 3, :], axis=-1), -1.0, 1.0))
-        return xp.stack([left_right, up_down], axis=-1)
+        # The two rays of a pair lie in one plane with the optical axis: x-z for left and right, y-z for up
+        # and down.
+        angle_x, angle_y = xp.atan2(rays[..., 0], rays[..., 2]), xp.atan2(rays[..., 1], rays[..., 2])
+        return xp.stack([angle_x[..., 1] - angle_x[..., 0], angle_y[..., 3] - angle_y[..., 2]], axis=-1)
 
 
 def focal_px_from_fov(fov_rad: float, size_px: int) -> float:
@@ -261,7 +274,8 @@ def focal_px_from_fov(fov_rad: float, size_px: int) -> float:
 
 
 def project(points_in_cam: Array, intrinsics: Intrinsics) -> Array:
-    """Pixels [..., N, 2] of points [..., N, 3]; NaN where the point is not in front of the camera.
+    """Pixels [..., N, 2] of points [..., N, 3]; NaN where the point is not in front of the camera, or so far
+    off axis that the lens polynomial has turned back and would fold it into the image.
 
     Intrinsics broadcast over the leading dimensions: fxfycxcy_px is [4] or [..., 4].
     """
@@ -270,62 +284,81 @@ def project(points_in_cam: Array, intrinsics: Intrinsics) -> Array:
     in_front = z > 1e-9
     safe_z = xp.where(in_front, z, xp.ones_like(z))
     x, y = points_in_cam[..., 0] / safe_z, points_in_cam[..., 1] / safe_z
-    factor = _distortion_factor(xp, x * x + y * y, intrinsics)
+    factor, is_single = _distortion_factor(xp, x * x + y * y, intrinsics)
     f = intrinsics.fxfycxcy_px[..., None, :]
     u = f[..., 0] * factor * x + f[..., 2]
     v = f[..., 1] * factor * y + f[..., 3]
     nan = xp.full_like(u, math.nan)
-    return xp.stack([xp.where(in_front, u, nan), xp.where(in_front, v, nan)], axis=-1)
+    visible = in_front & is_single
+    return xp.stack([xp.where(visible, u, nan), xp.where(visible, v, nan)], axis=-1)
 
 
 def unproject(pixels: Array, intrinsics: Intrinsics) -> Array:
-    """Unit rays in the camera frame [..., N, 3] of pixels [..., N, 2]; NaN where the lens model has no such ray."""
+    """Unit rays in the camera frame [..., N, 3] of pixels [..., N, 2]; NaN where the lens model has no such
+    ray."""
     xp = array_namespace(pixels)
     f = intrinsics.fxfycxcy_px[..., None, :]
     x = (pixels[..., 0] - f[..., 2]) / f[..., 0]
     y = (pixels[..., 1] - f[..., 3]) / f[..., 1]
     if intrinsics.model == "pinhole":
         z = xp.ones_like(x)
-    elif intrinsics.model == "radial":
-        radius_d = xp.sqrt(x * x + y * y)
-        radius = _invert_odd_polynomial(xp, radius_d, intrinsics.distortion)
-        ratio = xp.where(radius_d > 1e-12, radius / xp.where(radius_d > 1e-12, radius_d, 1 + 0 * x), 1 + 0 * x)
-        x, y, z = x * ratio, y * ratio, xp.ones_like(x)
     else:
-        theta_d = xp.sqrt(x * x + y * y)
-        theta = _invert_odd_polynomial(xp, theta_d, intrinsics.distortion)
-        ratio = xp.where(theta_d > 1e-12, xp.sin(theta) / xp.where(theta_d > 1e-12, theta_d, 1 + 0 * x), 1 + 0 * x)
-        x, y, z = x * ratio, y * ratio, xp.cos(theta)
+        radius_d2 = x * x + y * y
+        is_off_axis = radius_d2 > 1e-24
+        radius_d = xp.sqrt(xp.where(is_off_axis, radius_d2, xp.ones_like(radius_d2)))
+        if intrinsics.model == "radial":
+            sine, z = _invert_odd_polynomial(xp, radius_d, intrinsics.distortion), xp.ones_like(x)
+        else:
+            theta = _invert_odd_polynomial(xp, radius_d, intrinsics.distortion)
+            sine, z = xp.sin(theta), xp.where(is_off_axis, xp.cos(theta), xp.ones_like(x))
+        ratio = xp.where(is_off_axis, sine / radius_d, xp.ones_like(x))
+        x, y = x * ratio, y * ratio
     rays = xp.stack([x, y, z], axis=-1)
     return rays / xp.linalg.vector_norm(rays, axis=-1, keepdims=True)
 
 
-def _distortion_factor(xp: Any, radius2: Array, intrinsics: Intrinsics) -> Array:
-    """Distorted over undistorted radius, as a function of the squared z = 1 radius."""
+def _distortion_factor(xp: Any, radius2: Array, intrinsics: Intrinsics) -> tuple[Array, Array]:
+    """Distorted over undistorted radius as a function of the squared z = 1 radius, and whether that is before
+    the polynomial's turning point."""
     if intrinsics.model == "pinhole":
-        return xp.ones_like(radius2)
+        return xp.ones_like(radius2), xp.ones_like(radius2, dtype=xp.bool)
     k1, k2 = intrinsics.distortion
+    turn = _turning_point(k1, k2)
     if intrinsics.model == "radial":
-        return 1 + radius2 * (k1 + k2 * radius2)
-    radius = xp.sqrt(radius2)
+        return 1 + radius2 * (k1 + k2 * radius2), radius2 < turn * turn
+    is_off_axis = radius2 > 1e-16
+    radius = xp.sqrt(xp.where(is_off_axis, radius2, xp.ones_like(radius2)))
     theta = xp.atan(radius)
     theta2 = theta * theta
-    safe = xp.where(radius > 1e-8, radius, xp.ones_like(radius))
-    return xp.where(radius > 1e-8, theta * (1 + theta2 * (k1 + k2 * theta2)) / safe, xp.ones_like(radius))
+    factor = xp.where(is_off_axis, theta * (1 + theta2 * (k1 + k2 * theta2)) / radius, xp.ones_like(radius))
+    return factor, (theta < turn) | ~is_off_axis
+
+
+def _turning_point(k1: float, k2: float) -> float:
+    """The smallest t > 0 where t (1 + k1 t^2 + k2 t^4) stops growing, infinity where it never does."""
+    a, b = 5 * k2, 3 * k1  # The slope is 1 + b s + a s^2 with s = t^2.
+    discriminant = b * b - 4 * a
+    if discriminant < 0:
+        return math.inf
+    # 2 / (-b +- root) are the roots s, written so that a = 0 needs no case of its own.
+    root = math.sqrt(discriminant)
+    turns = [2 / denominator for denominator in (-b - root, -b + root) if denominator > 0]
+    return math.sqrt(min(turns)) if turns else math.inf
 
 
 def _invert_odd_polynomial(xp: Any, target: Array, k: tuple[float, ...]) -> Array:
-    """Solves t (1 + k1 t^2 + k2 t^4) = target by Newton's method; NaN where it does not converge."""
+    """Solves t (1 + k1 t^2 + k2 t^4) = target >= 0 on the branch that starts at 0; NaN where it has no such
+    t."""
     k1, k2 = k
-    t = target
+    turn = _turning_point(k1, k2)
+    t = xp.clip(target, 0.0, turn)
     for _ in range(20):
         t2 = t * t
         slope = 1 + t2 * (3 * k1 + 5 * k2 * t2)
         slope = xp.where(xp.abs(slope) < 1e-6, 1e-6 + 0 * slope, slope)
-        t = t - (t * (1 + t2 * (k1 + k2 * t2)) - target) / slope
+        t = xp.clip(t - (t * (1 + t2 * (k1 + k2 * t2)) - target) / slope, 0.0, turn)
     t2 = t * t
-    error = xp.abs(t * (1 + t2 * (k1 + k2 * t2)) - target)
-    valid = (error < 1e-9 + 1e-5 * xp.abs(target)) & (1 + t2 * (3 * k1 + 5 * k2 * t2) > 0)
+    valid = xp.abs(t * (1 + t2 * (k1 + k2 * t2)) - target) < 1e-9 + 1e-5 * target
     return xp.where(valid, t, xp.full_like(t, math.nan))
 
 
@@ -341,7 +374,8 @@ def pixel_centres(xp: Any, width: int, height: int, **kwargs: Any) -> Array:
 
 
 def plucker_ray_map(world_from_cam: Array, intrinsics: Intrinsics) -> Array:
-    """Pluecker rays [..., height, width, 6] = (d, o x d): unit direction in world, moment about the world's origin.
+    """Pluecker rays [..., height, width, 6] = (d, o x d): unit direction in world, moment about the world's
+    origin.
 
     One camera per leading index: world_from_cam [..., 3, 4], fxfycxcy_px [4] or [..., 4].
     """
