@@ -1,0 +1,212 @@
+"""Single cues to the metric scale: known heights, poses, baselines and depth in, log-scale with its sigma out.
+
+Each cue compares one length of the reconstruction with the same length in metres. `log_scale` is ln(metres per unit of the
+reconstruction), `sigma` its standard deviation: both the scatter of the measurement and the doubt about the known length. A cue
+that cannot be measured is None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldline.annotate.camera import invert, transform, umeyama
+from worldline.annotate.ground import Ground
+from worldline.annotate.reconstruction import Reconstruction
+
+DepthMaps = Callable[[int], "tuple[np.ndarray, np.ndarray | None] | None"]
+"""Frame index -> (z_m [h, w] metres along the camera's z axis, 0 or NaN where unknown; confidence [h, w] >= 0 or None), at any
+size with the frame's aspect; None where the frame has no depth."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cue:
+    """One measurement of the metric scale."""
+
+    name: str
+    log_scale: float
+    """ln(metres per unit of the reconstruction)."""
+    sigma: float
+    """Standard deviation of log_scale, which is the relative error of the scale."""
+    detail: str = ""
+    is_used: bool = True
+    """Whether the fusion believed it (`annotate/scale.py`)."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.log_scale) and math.isfinite(self.sigma) and self.sigma > 0):
+            raise ValueError(
+                f"cue {self.name}: log_scale {self.log_scale}, sigma {self.sigma} must be finite, sigma > 0"
+            )
+
+
+def camera_height_cue(ground: Ground, height_m: float, sigma_m: float, *, about: str) -> Cue:
+    """A camera that is known to be `height_m` +- `sigma_m` above the ground; `about` names who says so."""
+    prior_sigma = sigma_m / height_m
+    sigma = math.hypot(prior_sigma, ground.log_height_sigma)
+    detail = (
+        f"{about} {height_m:g} +- {sigma_m:g} m over a {ground.method} ground at {len(ground.height)} places, "
+        f"height {ground.median_height:.4g} units +- {100 * ground.log_height_sigma:.1f} %"
+    )
+    return Cue(
+        name="camera_height", log_scale=math.log(height_m / ground.median_height), sigma=sigma, detail=detail
+    )
+
+
+def known_poses_cue(
+    reconstruction: Reconstruction,
+    known_world_from_cam: np.ndarray,
+    *,
+    sigma: float = 0.002,
+    inlier_share: float = 0.8,
+) -> Cue | None:
+    """Known metric poses [T, 3, 4] (NaN where unknown): Sim(3) of the camera centres with the best 80 % (SANA-WM Sec. 4).
+
+    sigma: relative doubt about the known poses' own unit. None with fewer than 3 common frames or without extent.
+    """
+    has_both = reconstruction.is_registered & np.isfinite(known_world_from_cam).all(axis=(1, 2))
+    if has_both.sum() < 3:
+        return None
+    known = known_world_from_cam[has_both][:, :, 3]
+    ours = invert(reconstruction.cam_from_world[has_both])[:, :, 3]
+    if not np.ptp(ours, axis=0).max() > 0 or not np.ptp(known, axis=0).max() > 0:
+        return None
+    keep = np.ones(len(ours), dtype=bool)
+    for _ in range(5):
+        known_from_ours = umeyama(known[keep], ours[keep])
+        error = np.linalg.norm(known_from_ours.points(ours) - known, axis=1)
+        new_keep = error <= np.quantile(error, inlier_share)
+        if (new_keep == keep).all():
+            break
+        keep = new_keep
+    # d(log scale) of a least-squares fit: residual per axis over the root sum of squared extents. Neighbouring residuals of a
+    # path are alike, so only a handful of them counts as independent.
+    variance = float(np.mean(error[keep] ** 2)) / 3
+    extent = float(np.sum((known[keep] - known[keep].mean(axis=0)) ** 2))
+    independent = min(1.0, 10 / int(keep.sum()))
+    fit_sigma = math.sqrt(variance / max(extent * independent, 1e-300))
+    detail = f"{int(keep.sum())} of {int(has_both.sum())} poses, rms {math.sqrt(3 * variance):.3g} m"
+    if not known_from_ours.scale > 0:
+        return None
+    return Cue(
+        name="known_poses",
+        log_scale=math.log(known_from_ours.scale),
+        sigma=math.hypot(sigma, fit_sigma),
+        detail=detail,
+    )
+
+
+def baseline_cue(
+    cam_from_world: np.ndarray, partner_cam_from_world: np.ndarray, baseline_m: float, *, sigma_m: float
+) -> Cue | None:
+    """Two cameras on one rig, both [T, 3, 4] in one reconstruction: the distance of their centres is `baseline_m`.
+
+    NaN where a camera has no pose; None with fewer than 3 frames posed in both.
+    """
+    distance = np.linalg.norm(
+        invert(cam_from_world)[:, :, 3] - invert(partner_cam_from_world)[:, :, 3], axis=1
+    )
+    distance = distance[np.isfinite(distance) & (distance > 0)]
+    if len(distance) < 3:
+        return None
+    log_distance = np.log(distance)
+    sigma = math.hypot(sigma_m / baseline_m, _median_error(log_distance, independent=min(len(distance), 10)))
+    return Cue(
+        name="baseline",
+        log_scale=math.log(baseline_m) - float(np.median(log_distance)),
+        sigma=max(sigma, 1e-4),
+        detail=f"{baseline_m:g} +- {sigma_m:g} m at {len(distance)} frames",
+    )
+
+
+def depth_cue(
+    reconstruction: Reconstruction,
+    depth_maps: DepthMaps,
+    *,
+    sigma: float,
+    max_frames: int = 40,
+    min_points: int = 15,
+) -> Cue | None:
+    """Metric depth maps against the depth of the sparse points, by the weighted closed form of `depth_ratio`, per frame.
+
+    sigma: the maps' own relative doubt that all frames share (a sensor 0.01, a network 0.05 to 0.15). Up to `max_frames` frames
+    are asked for, evenly spread. None with fewer than 3 frames of `min_points` comparable points.
+    """
+    posed = np.flatnonzero(reconstruction.is_registered)
+    asked = (
+        posed[np.linspace(0, len(posed) - 1, min(max_frames, len(posed))).astype(int)]
+        if len(posed)
+        else posed
+    )
+    log_ratios = []
+    for frame in np.unique(asked):
+        maps = depth_maps(int(frame))
+        if maps is None:
+            continue
+        reconstructed, metric, weight = _depth_pairs(reconstruction, int(frame), *maps)
+        if len(metric) < min_points:
+            continue
+        log_ratios.append(math.log(depth_ratio(reconstructed, metric, weight)))
+    if len(log_ratios) < 3:
+        return None
+    values = np.array(log_ratios)
+    scatter = _median_error(values, independent=min(len(values), 10))
+    return Cue(
+        name="depth",
+        log_scale=float(np.median(values)),
+        sigma=math.hypot(sigma, scatter),
+        detail=f"{len(values)} frames, scatter {100 * float(np.std(values)):.1f} %, stated {100 * sigma:g} %",
+    )
+
+
+def depth_ratio(reconstructed: np.ndarray, metric: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Metres per unit from paired depths [N]: argmin_s sum w (s d - m)^2 with w = weight / d (SANA-WM Sec. 4), made robust.
+
+    With w = 1 / d the closed form is s = sum m / sum d. Pairs whose ratio is off the median by over 3 scaled MAD are left out
+    first, since depths across an outline differ by any factor.
+    """
+    log_ratio = np.log(metric / reconstructed)
+    middle = np.median(log_ratio)
+    spread = 1.4826 * np.median(np.abs(log_ratio - middle))
+    keep = np.abs(log_ratio - middle) <= 3 * spread + 1e-9
+    weight = np.ones(len(metric)) if weight is None else weight
+    return float((weight * metric)[keep].sum() / (weight * reconstructed)[keep].sum())
+
+
+def smoothed_ratios(ratios: np.ndarray, *, momentum: float = 0.99) -> np.ndarray:
+    """Exponential moving average over frames [T] -> [T], started at the first value; NaN frames keep the last average."""
+    smoothed = np.full(len(ratios), np.nan)
+    average = math.nan
+    for i, ratio in enumerate(ratios):
+        if math.isfinite(ratio):
+            average = (
+                float(ratio) if math.isnan(average) else momentum * average + (1 - momentum) * float(ratio)
+            )
+        smoothed[i] = average
+    return smoothed
+
+
+def _depth_pairs(
+    reconstruction: Reconstruction, frame: int, z_m: np.ndarray, confidence: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sparse depth [N], metric depth [N] and weight [N] at the frame's observations."""
+    is_here = reconstruction.frame_idx == frame
+    points = reconstruction.points_in_world[reconstruction.point_idx[is_here]]
+    sparse = transform(reconstruction.cam_from_world[frame], points)[:, 2]
+    height, width = z_m.shape
+    size = np.array([reconstruction.intrinsics.width, reconstruction.intrinsics.height])
+    pixel = np.floor(reconstruction.xy_px[is_here] / size * [width, height]).astype(int)
+    is_inside = (pixel >= 0).all(axis=1) & (pixel[:, 0] < width) & (pixel[:, 1] < height)
+    x, y = pixel[is_inside].T
+    sparse, metric = sparse[is_inside], z_m[y, x].astype(np.float64)
+    weight = np.ones(len(metric)) if confidence is None else confidence[y, x].astype(np.float64)
+    valid = np.isfinite(metric) & (metric > 0) & np.isfinite(sparse) & (sparse > 0) & (weight > 0)
+    return sparse[valid], metric[valid], weight[valid]
+
+
+def _median_error(values: np.ndarray, *, independent: int) -> float:
+    """Standard error of the median of values of which `independent` count as independent."""
+    scatter = 1.4826 * float(np.median(np.abs(values - np.median(values))))
+    return 1.25 * scatter / math.sqrt(independent)
