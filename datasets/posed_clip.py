@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from worldline.annotate.camera import Intrinsics
@@ -78,7 +79,7 @@ def find_row(dataset_dir: Path, clip_id: str | None = None) -> dict[str, Any]:
         raise ValueError(f"{dataset_dir} {found}: {_some_ids(table)}")
     rows = table.to_table(filter=pads.field("clip_id") == clip_id)
     if len(rows) == 0 and clip_id:
-        rows = table.to_table(filter=pads.field("clip_id").isin(_ids_that_start(table, clip_id)))
+        rows = table.head(6, filter=pc.starts_with(pads.field("clip_id"), clip_id))
     if len(rows) == 1:
         return _with_schema(rows).to_pylist()[0]
     if len(rows) > 1:
@@ -150,11 +151,6 @@ def _with_schema(rows: pa.Table) -> pa.Table:
         for field in TRAJECTORIES
     ]
     return pa.table(columns, names=TRAJECTORIES.names)
-
-
-def _ids_that_start(table: pads.Dataset, start: str) -> list[str]:
-    ids = table.to_table(columns=["clip_id"])["clip_id"].to_pylist()
-    return [clip_id for clip_id in ids if clip_id.startswith(start)]
 
 
 def _some_ids(table: pads.Dataset) -> str:
