@@ -1,0 +1,105 @@
+"""Poses of every frame: the keyframe map and all tracks in, one pose per frame or a flag out.
+
+A frame between keyframes starts at their interpolation (slerp of rotations, straight line of centres) and is then adjusted to
+the points its tracks see, by the same robust residuals as the map. A frame is registered only if enough of its own
+observations agree; the start value is never passed off as an answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.spatial.transform import Rotation, Slerp
+
+from worldline.annotate.bundle import Bundle, BundleConfig, adjust, reprojection_errors
+from worldline.annotate.camera import invert
+from worldline.annotate.mapping import KeyframeMap
+from worldline.annotate.tracks import Tracks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FramePoses:
+    """Poses of all T frames and the observations behind them."""
+
+    cam_from_world: np.ndarray
+    """[T, 3, 4]; NaN where not registered."""
+    frame_idx: np.ndarray
+    """[M] observations of triangulated tracks in all frames."""
+    track_idx: np.ndarray
+    """[M]"""
+    xy_px: np.ndarray
+    """[M, 2]"""
+    error_px: np.ndarray
+    """[M] reprojection error; inf in frames without a pose."""
+
+
+def pose_all_frames(
+    tracks: Tracks,
+    keyframe_map: KeyframeMap,
+    *,
+    max_error_px: float,
+    min_points: int = 15,
+    free_translation: bool = True,
+) -> FramePoses:
+    """Poses every frame of a clip from its keyframe map; free_translation=False for a camera that only turns."""
+    has_point = np.isfinite(keyframe_map.points[:, 0])
+    rows = has_point[tracks.track_idx]
+    frame_idx, track_idx, xy = (
+        tracks.frame_idx[rows],
+        tracks.track_idx[rows],
+        tracks.xy_px[rows].astype(np.float64),
+    )
+    start = _start_poses(tracks, keyframe_map)
+    num_frames = tracks.num_frames
+    bundle = Bundle(
+        cam_from_world=start,
+        points_in_world=keyframe_map.points,
+        cam_idx=frame_idx,
+        point_idx=track_idx,
+        xy_px=xy,
+        focal_px=np.full(num_frames, keyframe_map.focal_px),
+        centre_px=keyframe_map.centre_px,
+        model=keyframe_map.model,
+        distortion=keyframe_map.distortion,
+        sigma_px=max_error_px / 6,
+    )
+    config = BundleConfig(
+        free_points=False,
+        free_translation=free_translation,
+        max_iterations=12,
+        loss_scale=2.0,
+        relative_tolerance=1e-4,
+    )
+    bundle = adjust(bundle, config)
+    error = reprojection_errors(bundle)
+    is_inlier = error < max_error_px
+    count = np.bincount(frame_idx, is_inlier, minlength=num_frames)
+    total = np.bincount(frame_idx, minlength=num_frames)
+    registered = (count >= min_points) & (count >= 0.4 * np.maximum(total, 1))
+    cam_from_world = np.where(registered[:, None, None], bundle.cam_from_world, np.nan)
+    posed_kf = np.flatnonzero(keyframe_map.is_posed)
+    kf_frames = np.array([kf.frame_idx for kf in tracks.keyframes])
+    cam_from_world[kf_frames[posed_kf]] = keyframe_map.cam_from_world[posed_kf]
+    registered[kf_frames[posed_kf]] = True
+    bundle = replace(
+        bundle, cam_from_world=np.where(registered[:, None, None], cam_from_world, bundle.cam_from_world)
+    )
+    error = np.where(registered[frame_idx], reprojection_errors(bundle), np.inf)
+    return FramePoses(
+        cam_from_world=cam_from_world, frame_idx=frame_idx, track_idx=track_idx, xy_px=xy, error_px=error
+    )
+
+
+def _start_poses(tracks: Tracks, keyframe_map: KeyframeMap) -> np.ndarray:
+    """Start values [T, 3, 4]: keyframes as mapped, frames between by interpolation, the rest as the nearest keyframe."""
+    posed = np.flatnonzero(keyframe_map.is_posed)
+    kf_frames = np.array([kf.frame_idx for kf in tracks.keyframes])[posed]
+    world_from_cam = invert(keyframe_map.cam_from_world[posed])
+    wanted = np.clip(np.arange(tracks.num_frames), kf_frames[0], kf_frames[-1])
+    if len(posed) == 1:
+        rotation = np.broadcast_to(world_from_cam[0, :, :3], (tracks.num_frames, 3, 3))
+    else:
+        rotation = Slerp(kf_frames, Rotation.from_matrix(world_from_cam[:, :, :3]))(wanted).as_matrix()
+    centre = np.stack([np.interp(wanted, kf_frames, world_from_cam[:, i, 3]) for i in range(3)], axis=1)
+    return invert(np.concatenate([rotation, centre[:, :, None]], axis=2))

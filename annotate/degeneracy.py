@@ -1,0 +1,168 @@
+"""Degeneracy: tracks in, the evidence that a camera moved out.
+
+Two questions come before any reconstruction. Did the image move at all? And does turning the camera explain all of it? A
+clip that fails either has no path to recover, and inventing one is the worst a pose tool can do. Rotation is tested with the
+bundle adjustment itself, its cameras held at one centre (cf. the model selection of Torr, GRIC, 1998: the simpler model must
+be refuted by the residuals).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from worldline.annotate.bundle import Bundle, BundleConfig, adjust, reprojection_errors
+from worldline.annotate.camera import Intrinsics, unproject
+from worldline.annotate.mapping import keyframe_observations
+from worldline.annotate.tracks import Tracks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DegeneracyConfig:
+    """Thresholds in pixels of a 640-pixel-wide image; scaled with the working size."""
+
+    static_px: float = 1.0
+    """A clip is static when the points that stand for the background never move further than this."""
+    static_share: float = 0.35
+    """Share of points, spread over the image, whose rest proves a still camera even if more than half of the image moves."""
+    rotation_px: float = 0.6
+    """Median residual up to which turning alone explains a clip."""
+    rotation_inlier_share: float = 0.88
+    """Share of observations within three times rotation_px that must agree with turning alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RotationFit:
+    """The best explanation of the keyframes by a camera that only turns (and may zoom)."""
+
+    kf_idx: np.ndarray
+    """[k] keyframes used."""
+    rotation: np.ndarray
+    """[k, 3, 3] cam_from_world rotations."""
+    direction: np.ndarray
+    """[N, 3] rays of the tracks in world; NaN where a track was not used."""
+    focal_px: float
+    median_px: float
+    inlier_share: float
+
+
+def is_static(tracks: Tracks, config: DegeneracyConfig) -> bool:
+    """Whether the camera stands still: the points stay where they first were, but for a minority that moves on its own."""
+    limit = config.static_px * max(tracks.width, tracks.height) / 640
+    order = np.lexsort((tracks.frame_idx, tracks.track_idx))
+    track, xy = tracks.track_idx[order], tracks.xy_px[order]
+    begins = np.flatnonzero(np.diff(track, prepend=-1))
+    length = np.diff(np.append(begins, len(track)))
+    first = np.repeat(xy[begins], length, axis=0)
+    moved = np.linalg.norm(xy - first, axis=1)
+    furthest = np.maximum.reduceat(moved, begins)
+    lasts = length >= max(3, min(0.5 * tracks.num_frames, 30))
+    if not lasts.any():
+        return False
+    at_rest = furthest[lasts] < limit
+    if at_rest.mean() > 0.6:
+        return True
+    resting = xy[begins][lasts][at_rest]
+    if at_rest.mean() < config.static_share or len(resting) < 20:
+        return False
+    # Distant points in the middle of a forward drive rest too; a still camera rests all over the image.
+    hull = cv2.contourArea(cv2.convexHull(resting.astype(np.float32)))
+    return hull > 0.4 * tracks.width * tracks.height
+
+
+def fit_rotation(
+    tracks: Tracks, focal_guesses_px: list[float], *, max_keyframes: int = 24
+) -> RotationFit | None:
+    """Fits a purely turning camera to at most `max_keyframes` keyframes; None where too few points connect them."""
+    kf_idx, track_idx, xy = keyframe_observations(tracks)
+    num_kf = len(tracks.keyframes)
+    chosen = np.unique(np.linspace(0, num_kf - 1, min(num_kf, max_keyframes)).round().astype(int))
+    rows = np.isin(kf_idx, chosen)
+    kf_idx, track_idx, xy = np.searchsorted(chosen, kf_idx[rows]), track_idx[rows], xy[rows]
+    seen = np.bincount(track_idx, minlength=tracks.num_tracks)
+    rows = seen[track_idx] >= 2
+    kf_idx, track_idx, xy = kf_idx[rows], track_idx[rows], xy[rows]
+    best: RotationFit | None = None
+    for focal in focal_guesses_px:
+        fit = _fit_rotation(tracks, chosen, kf_idx, track_idx, xy, focal)
+        if fit is not None and (best is None or fit.median_px < best.median_px):
+            best = fit
+    return best
+
+
+def is_explained(fit: RotationFit, tracks: Tracks, config: DegeneracyConfig) -> bool:
+    """Whether the rotation fit leaves nothing for a translation to explain."""
+    limit = config.rotation_px * max(tracks.width, tracks.height) / 640
+    return fit.median_px < limit and fit.inlier_share > config.rotation_inlier_share
+
+
+def _fit_rotation(
+    tracks: Tracks,
+    chosen: np.ndarray,
+    kf_idx: np.ndarray,
+    track_idx: np.ndarray,
+    xy: np.ndarray,
+    focal: float,
+) -> RotationFit | None:
+    intrinsics = Intrinsics(
+        fxfycxcy_px=np.array([focal, focal, tracks.width / 2, tracks.height / 2]),
+        width=tracks.width,
+        height=tracks.height,
+    )
+    rays = unproject(xy, intrinsics)
+    rotation = np.zeros((len(chosen), 3, 3))
+    rotation[0] = np.eye(3)
+    direction = np.full((tracks.num_tracks, 3), np.nan)
+    for kf in range(len(chosen)):
+        at = np.flatnonzero(kf_idx == kf)
+        if kf > 0:
+            known = at[np.isfinite(direction[track_idx[at], 0])]
+            if len(known) < 12:
+                return None
+            rotation[kf] = _align_rays(rays[known], direction[track_idx[known]])
+        fresh = at[~np.isfinite(direction[track_idx[at], 0])]
+        direction[track_idx[fresh]] = rays[fresh] @ rotation[kf]
+    used, point_idx = np.unique(track_idx, return_inverse=True)
+    bundle = Bundle(
+        cam_from_world=np.concatenate([rotation, np.zeros((len(chosen), 3, 1))], axis=2),
+        points_in_world=direction[used],
+        cam_idx=kf_idx,
+        point_idx=point_idx,
+        xy_px=xy,
+        focal_px=np.full(len(chosen), focal),
+        centre_px=np.array([tracks.width / 2, tracks.height / 2]),
+        sigma_px=0.5,
+    )
+    config = BundleConfig(free_translation=False, free_focal=True, max_iterations=8, relative_tolerance=1e-3)
+    bundle = adjust(bundle, config)
+    error = reprojection_errors(bundle)
+    limit = 3 * 0.6 * max(tracks.width, tracks.height) / 640
+    return RotationFit(
+        kf_idx=chosen,
+        rotation=bundle.cam_from_world[:, :, :3],
+        direction=_scatter(bundle.points_in_world, used, tracks.num_tracks),
+        focal_px=float(bundle.focal_px[0]),
+        median_px=float(np.median(error)),
+        inlier_share=float(np.mean(error < limit)),
+    )
+
+
+def _scatter(points: np.ndarray, at: np.ndarray, count: int) -> np.ndarray:
+    full = np.full((count, 3), np.nan)
+    full[at] = points
+    return full
+
+
+def _align_rays(rays_in_cam: np.ndarray, rays_in_world: np.ndarray) -> np.ndarray:
+    """cam_from_world rotation that turns one set of rays onto the other (Kabsch), re-weighted against outliers."""
+    weight = np.ones(len(rays_in_cam))
+    rotation = np.eye(3)
+    for _ in range(5):
+        u, _, vt = np.linalg.svd((rays_in_cam * weight[:, None]).T @ rays_in_world)
+        rotation = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+        error = np.linalg.norm(rays_in_cam - rays_in_world @ rotation.T, axis=1)
+        scale = max(float(np.median(error)), 1e-5)
+        weight = 1 / (1 + (error / (2 * scale)) ** 2)
+    return rotation

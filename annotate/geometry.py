@@ -1,0 +1,206 @@
+"""Geometry of one clip: frames in, a degeneracy label and, where there is one, the camera path with error bars out.
+
+tracks -> still? -> only turning? -> keyframe map -> lens -> sharper and longer tracks -> poses of all frames -> covariance.
+No weights, no GPU. Known intrinsics are held; unknown ones are estimated with the path.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from worldline.annotate.all_frames import FramePoses, pose_all_frames
+from worldline.annotate.bundle import BundleConfig
+from worldline.annotate.camera import Intrinsics, compose, invert
+from worldline.annotate.degeneracy import DegeneracyConfig, RotationFit, fit_rotation, is_explained, is_static
+from worldline.annotate.mapping import KeyframeMap, Mapper, MappingConfig, map_keyframes
+from worldline.annotate.reconstruction import Reconstruction
+from worldline.annotate.tracks import TrackConfig, Tracks, track_points
+from worldline.annotate.uncertainty import FrameSigma, SigmaConfig, frame_sigmas
+from worldline.datasets.schema import ClipRejected
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeometryConfig:
+    """Settings of the weight-free engine."""
+
+    tracks: TrackConfig = field(default_factory=TrackConfig)
+    mapping: MappingConfig = field(default_factory=MappingConfig)
+    degeneracy: DegeneracyConfig = field(default_factory=DegeneracyConfig)
+    sigma: SigmaConfig = field(default_factory=SigmaConfig)
+    min_frames: int = 8
+    """Shorter scenes are labelled too_short."""
+    low_parallax_deg: float = 1.5
+    """A path whose points' rays span less than this (median) is labelled low_parallax."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """What was found. T frames; lengths in the reconstruction's own unit."""
+
+    degeneracy: str
+    reconstruction: Reconstruction | None
+    """None where the label says that there is no path to reconstruct."""
+    sigma: FrameSigma | None
+    reprojection_px: float | None = None
+    num_observations: int | None = None
+    inlier_share: float | None = None
+    parallax_deg: float | None = None
+
+
+def estimate_geometry(
+    frames: Iterable[tuple[np.ndarray, np.ndarray]],
+    timestamps_s: list[float],
+    config: GeometryConfig,
+    *,
+    known: Intrinsics | None = None,
+) -> Geometry:
+    """Recovers the camera's path through (grey [H, W], rgb [H, W, 3]) uint8 frames.
+
+    `timestamps_s` is filled by the caller as the frames are drawn. `known`: intrinsics to hold. Raises ClipRejected where
+    tracks exist but no path can be found.
+    """
+    tracks = track_points(frames, config.tracks)
+    times = np.array(timestamps_s, dtype=np.float64)
+    if tracks.num_frames < config.min_frames:
+        return Geometry(degeneracy="too_short", reconstruction=None, sigma=None)
+    if is_static(tracks, config.degeneracy):
+        return Geometry(degeneracy="static", reconstruction=_still(tracks, times, known), sigma=None)
+    longer = max(tracks.width, tracks.height)
+    if known is not None:
+        guesses = [float(known.resized(tracks.width, tracks.height).fxfycxcy_px[0])]
+    else:
+        guesses = [share * longer for share in config.mapping.focal_guesses]
+    turning = fit_rotation(tracks, guesses)
+    if turning is not None and is_explained(turning, tracks, config.degeneracy):
+        return Geometry(
+            degeneracy="pure_rotation", reconstruction=_turning(tracks, times, turning), sigma=None
+        )
+    keyframe_map = map_keyframes(tracks, config.mapping, known)
+    mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
+    if known is None:
+        mapper.choose_lens()
+    poses = pose_all_frames(tracks, mapper.map, max_error_px=mapper.max_error_px)
+    return _conclude(tracks, times, mapper, poses, config)
+
+
+def _conclude(
+    tracks: Tracks, times: np.ndarray, mapper: Mapper, poses: FramePoses, config: GeometryConfig
+) -> Geometry:
+    inliers = poses.error_px < mapper.max_error_px
+    registered = np.isfinite(poses.cam_from_world[:, 0, 0])
+    judged = np.isfinite(poses.error_px)
+    sigma = frame_sigmas(tracks, mapper, poses, config.sigma)
+    parallax = mapper.median_angle_deg()
+    label = "low_parallax" if parallax < config.low_parallax_deg else "ok"
+    reconstruction = _reconstruction(tracks, times, mapper.map, poses, inliers)
+    logger.info(
+        "%d of %d frames posed, focal %.1f px", registered.sum(), len(registered), mapper.map.focal_px
+    )
+    return Geometry(
+        degeneracy=label,
+        reconstruction=reconstruction,
+        sigma=sigma,
+        reprojection_px=float(np.sqrt(np.mean(poses.error_px[inliers] ** 2))),
+        num_observations=int(inliers.sum()),
+        inlier_share=float(inliers.sum() / max(judged.sum(), 1)),
+        parallax_deg=parallax,
+    )
+
+
+def _reconstruction(
+    tracks: Tracks, times: np.ndarray, keyframe_map: KeyframeMap, poses: FramePoses, inliers: np.ndarray
+) -> Reconstruction:
+    """The map in the frame of the first registered camera; observations of keyframes only, to keep the file small."""
+    registered = np.flatnonzero(np.isfinite(poses.cam_from_world[:, 0, 0]))
+    first_from_old = poses.cam_from_world[registered[0]]
+    old_from_first = invert(first_from_old)
+    cam_from_world = np.full_like(poses.cam_from_world, np.nan)
+    cam_from_world[registered] = compose(poses.cam_from_world[registered], old_from_first)
+    is_keyframe = np.isin(poses.frame_idx, [kf.frame_idx for kf in tracks.keyframes])
+    kept = np.flatnonzero(inliers & is_keyframe)
+    used, point_idx = np.unique(poses.track_idx[kept], return_inverse=True)
+    rgb = np.zeros((tracks.num_tracks, 3), dtype=np.uint8)
+    for keyframe in tracks.keyframes:
+        rgb[keyframe.track_idx] = keyframe.rgb
+    focal = np.full(tracks.num_frames, keyframe_map.focal_px)
+    centre = np.broadcast_to(keyframe_map.centre_px, (tracks.num_frames, 2))
+    return Reconstruction(
+        timestamps_s=times,
+        cam_from_world=cam_from_world,
+        intrinsics=Intrinsics(
+            fxfycxcy_px=np.concatenate([focal[:, None], focal[:, None], centre], axis=1),
+            width=tracks.width,
+            height=tracks.height,
+            model=keyframe_map.model,
+            distortion=tuple(float(k) for k in keyframe_map.distortion)
+            if keyframe_map.model != "pinhole"
+            else (),
+        ),
+        points_in_world=keyframe_map.points[used] @ first_from_old[:, :3].T + first_from_old[:, 3],
+        point_rgb=rgb[used],
+        frame_idx=poses.frame_idx[kept].astype(np.int32),
+        point_idx=point_idx.astype(np.int32),
+        xy_px=poses.xy_px[kept].astype(np.float32),
+    )
+
+
+def _without_structure(
+    tracks: Tracks, times: np.ndarray, cam_from_world: np.ndarray, fxfycxcy_px: np.ndarray
+) -> Reconstruction:
+    return Reconstruction(
+        timestamps_s=times,
+        cam_from_world=cam_from_world,
+        intrinsics=Intrinsics(fxfycxcy_px=fxfycxcy_px, width=tracks.width, height=tracks.height),
+        points_in_world=np.zeros((0, 3)),
+        point_rgb=np.zeros((0, 3), dtype=np.uint8),
+        frame_idx=np.zeros(0, dtype=np.int32),
+        point_idx=np.zeros(0, dtype=np.int32),
+        xy_px=np.zeros((0, 2), dtype=np.float32),
+    )
+
+
+def _still(tracks: Tracks, times: np.ndarray, known: Intrinsics | None) -> Reconstruction:
+    """A camera at rest: every pose is the first one, which is a measurement; the focal length stays unknown."""
+    poses = np.broadcast_to(np.eye(3, 4), (tracks.num_frames, 3, 4)).copy()
+    fxfycxcy = np.full((tracks.num_frames, 4), np.nan)
+    if known is not None:
+        fxfycxcy[:] = known.resized(tracks.width, tracks.height).fxfycxcy_px
+    return _without_structure(tracks, times, poses, fxfycxcy)
+
+
+def _turning(tracks: Tracks, times: np.ndarray, fit: RotationFit) -> Reconstruction:
+    """A camera that only turns: rotations of all frames about one centre, no structure."""
+    num_kf = len(tracks.keyframes)
+    cam_from_world = np.full((num_kf, 3, 4), np.nan)
+    cam_from_world[fit.kf_idx] = np.concatenate([fit.rotation, np.zeros((len(fit.kf_idx), 3, 1))], axis=2)
+    turning_map = KeyframeMap(
+        cam_from_world=cam_from_world,
+        points=fit.direction,
+        focal_px=fit.focal_px,
+        centre_px=np.array([tracks.width / 2, tracks.height / 2]),
+        model="pinhole",
+        distortion=np.zeros(2),
+        kf_idx=np.zeros(0, dtype=int),
+        track_idx=np.zeros(0, dtype=int),
+        xy_px=np.zeros((0, 2)),
+        is_inlier=np.zeros(0, dtype=bool),
+    )
+    limit = 3.0 * max(tracks.width, tracks.height) / 640
+    poses = pose_all_frames(tracks, turning_map, max_error_px=limit, free_translation=False)
+    registered = np.flatnonzero(np.isfinite(poses.cam_from_world[:, 0, 0]))
+    if len(registered) == 0:
+        raise ClipRejected("geometry", "no_rotation", "no frame agrees with the turning camera")
+    relative = np.full_like(poses.cam_from_world, np.nan)
+    relative[registered] = compose(
+        poses.cam_from_world[registered], invert(poses.cam_from_world[registered[0]])
+    )
+    fxfycxcy = np.array([fit.focal_px, fit.focal_px, tracks.width / 2, tracks.height / 2])
+    return _without_structure(
+        tracks, times, relative, np.broadcast_to(fxfycxcy, (tracks.num_frames, 4)).copy()
+    )

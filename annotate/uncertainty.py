@@ -1,0 +1,65 @@
+"""Error bars: an adjusted keyframe map in, 1-sigma of every frame's position and rotation out.
+
+Keyframes carry the posterior covariance of the bundle adjustment, gauge: first keyframe held, scale held by the rms distance
+of the centres from it. Residuals of neighbouring frames share their errors (one template, one corner), so the formal
+covariance is too small; `inflation` is the factor measured on sequences with truth (benchmarks/poses.py, reliability plot).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldline.annotate.all_frames import FramePoses
+from worldline.annotate.bundle import BundleConfig, covariance
+from worldline.annotate.mapping import Mapper
+from worldline.annotate.tracks import Tracks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SigmaConfig:
+    """Calibration of the error bars."""
+
+    inflation: float = 3.0
+    """True over formal standard deviation of a camera's position, measured on truth."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameSigma:
+    """1-sigma per frame and axis (rms of the three), NaN where the frame has no pose."""
+
+    translation: np.ndarray
+    """[T] of the camera centre, in the unit of the reconstruction."""
+    rotation_rad: np.ndarray
+    """[T]"""
+    focal_px: float
+    """Of the shared focal length; 0 where it was given."""
+
+
+def frame_sigmas(tracks: Tracks, mapper: Mapper, poses: FramePoses, config: SigmaConfig) -> FrameSigma:
+    """Error bars of all frames; all NaN where the adjustment leaves the poses undetermined."""
+    bundle, keyframes = mapper.adjusted_bundle()
+    bundle_config = BundleConfig(
+        free_focal=not mapper.known_focal,
+        free_distortion=bundle.model != "pinhole" and not mapper.known_focal,
+    )
+    num_frames = tracks.num_frames
+    unknown = np.full(num_frames, np.nan)
+    try:
+        result = covariance(bundle, bundle_config)
+    except np.linalg.LinAlgError:
+        return FrameSigma(translation=unknown, rotation_rad=unknown.copy(), focal_px=float("nan"))
+    variance = np.einsum("cii->ci", result.camera) * config.inflation**2
+    translation = np.sqrt(variance[:, 3:6].mean(axis=1))
+    rotation = np.sqrt(variance[:, 0:3].mean(axis=1))
+    kf_frames = np.array([kf.frame_idx for kf in tracks.keyframes])[keyframes]
+    registered = np.isfinite(poses.cam_from_world[:, 0, 0])
+    at = np.arange(num_frames)
+    return FrameSigma(
+        translation=np.where(registered, np.interp(at, kf_frames, translation), np.nan),
+        rotation_rad=np.where(registered, np.interp(at, kf_frames, rotation), np.nan),
+        focal_px=0.0
+        if mapper.known_focal
+        else result.log_focal_sigma * mapper.map.focal_px * config.inflation,
+    )
