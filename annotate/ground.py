@@ -1,11 +1,13 @@
-"""The ground below a moving camera: posed grey frames (or sparse points) in, the camera's height over the ground out.
+"""The ground below a moving camera: posed grey frames (or sparse points) in, the camera's height over the
+ground out.
 
-A road is smooth: corner trackers find a handful of points on it, too few for a plane. So the plane itself is aligned: all
-ground pixels of one frame are carried through a trial plane into a second frame with the known relative pose, and the plane's
-three numbers are moved until both agree (the plane-induced homography H = R - t n^T / d, Hartley & Zisserman Sec. 13.1, in a
-form that also holds for lenses that bend lines). A sweep over heights gives the start, so no sparse point is needed. Without
-frames the plane is fitted to the sparse points by RANSAC. Open3D's `segment_plane` is not used for it: it takes the largest
-plane of any direction, which on a street is a house front; here only planes across the upward direction compete.
+A road is smooth: corner trackers find a handful of points on it, too few for a plane. So the plane itself is
+aligned: all ground pixels of one frame are carried through a trial plane into a second frame with the known
+relative pose, and the plane's three numbers are moved until both agree (the plane-induced homography H = R -
+t n^T / d, Hartley & Zisserman Sec. 13.1, in a form that also holds for lenses that bend lines). A sweep over
+heights gives the start, so no sparse point is needed. Without frames the plane is fitted to the sparse points
+by RANSAC. Open3D's `segment_plane` is not used for it: it takes the largest plane of any direction, which on
+a street is a house front; here only planes across the upward direction compete.
 
 Heights are in the reconstruction's unit; nothing here knows a metre.
 """
@@ -22,7 +24,8 @@ from worldline.annotate.camera import Intrinsics, invert, project, unproject
 from worldline.annotate.reconstruction import Reconstruction
 
 GreyFrames = Callable[[Sequence[int]], Iterable[tuple[int, np.ndarray]]]
-"""Ascending frame indices -> (index, grey [H, W] uint8 at the reconstruction's working size), in the same order."""
+"""Ascending frame indices -> (index, grey [H, W] uint8 at the reconstruction's working size), in the same
+order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,15 +33,18 @@ class GroundConfig:
     """Settings of the ground fit. Lengths are in camera heights, so they hold for any scale."""
 
     num_windows: int = 8
-    """Places along the path at which the plane is fitted; each gives one height, their scatter gives the error."""
+    """Places along the path at which the plane is fitted; each gives one height, their scatter gives the
+    error."""
     half_width: float = 0.6
-    """Half width of the strip of ground looked at, in camera heights: about 1 m, the strip a walker or a car needs free."""
+    """Half width of the strip of ground looked at, in camera heights: about 1 m, the strip a walker or a car
+    needs free."""
     reach: float = 8.0
     """How far ahead the strip goes, in camera heights; farther ground fills less than a few pixel rows."""
     max_tilt_deg: float = 20.0
     """Largest angle between the ground's normal and the upward direction."""
     min_correlation: float = 0.6
-    """Pairs of frames whose aligned ground correlates less do not count: something stands on it, or it is not a plane."""
+    """Pairs of frames whose aligned ground correlates less do not count: something stands on it, or it is not
+    a plane."""
     min_windows: int = 3
     """Fewer good windows give no ground."""
     seed: int = 0
@@ -49,7 +55,7 @@ class GroundConfig:
             raise ValueError(
                 f"need num_windows >= min_windows >= 2, got {self.num_windows}, {self.min_windows}"
             )
-        if not 0 < self.half_width or not 1 < self.reach:
+        if not self.half_width > 0 or not self.reach > 1:
             raise ValueError(f"need half_width > 0 and reach > 1, got {self.half_width}, {self.reach}")
 
 
@@ -64,7 +70,8 @@ class Ground:
     height: np.ndarray
     """[W] height of the camera over the ground, in units of the reconstruction."""
     support: np.ndarray
-    """[W] correlation of the aligned ground pixels, or share of sparse points of the lower half that are inliers."""
+    """[W] correlation of the aligned ground pixels, or share of sparse points of the lower half that are
+    inliers."""
     method: str
     """'photometric' or 'sparse'."""
 
@@ -77,8 +84,8 @@ class Ground:
         """Standard error of log(median_height), from the scatter of the heights of the single places."""
         log_height = np.log(self.height)
         scatter = 1.4826 * float(np.median(np.abs(log_height - np.median(log_height))))
-        # The median's standard error is 1.25 sigma / sqrt(n); a small sample's own scatter is itself uncertain, for which
-        # Student's t widens the 68 % interval by about 1 + 1 / n.
+        # The median's standard error is 1.25 sigma / sqrt(n); a small sample's own scatter is itself
+        # uncertain, for which Student's t widens the 68 % interval by about 1 + 1 / n.
         n = len(log_height)
         return 1.25 * scatter / np.sqrt(n) * (1 + 1 / n)
 
@@ -92,8 +99,8 @@ def fit_ground(
 ) -> Ground | None:
     """Finds the ground under the path; None where there is none to be found.
 
-    up_in_world: [3] known upward direction (minus gravity); by default the cameras' mean up axis across the direction of
-    motion is taken.
+    up_in_world: [3] known upward direction (minus gravity); by default the cameras' mean up axis across the
+    direction of motion is taken.
     """
     windows = _windows(reconstruction, config)
     if len(windows) < config.min_windows:
@@ -121,11 +128,13 @@ def fit_ground(
 
 
 _OFFSETS = (0, 1, 2, 4, 8, 16, 32)
-"""Frames of a window after its first: any height between a few frame steps and many finds a pair of useful baseline."""
+"""Frames of a window after its first: any height between a few frame steps and many finds a pair of useful
+baseline."""
 
 
 def _windows(reconstruction: Reconstruction, config: GroundConfig) -> list[np.ndarray]:
-    """Frame indices of each window; the windows start at equal steps of path length, in which slow frames do not repeat."""
+    """Frame indices of each window; the windows start at equal steps of path length, in which slow frames do
+    not repeat."""
     posed = np.flatnonzero(reconstruction.is_registered)
     if len(posed) < 4:
         return []
@@ -142,7 +151,8 @@ def _windows(reconstruction: Reconstruction, config: GroundConfig) -> list[np.nd
 def _up_hint(
     reconstruction: Reconstruction, window: np.ndarray, up_in_world: np.ndarray | None
 ) -> np.ndarray:
-    """Unit vector [3] roughly across the ground: given, or the mean camera-up axis made perpendicular to the motion.
+    """Unit vector [3] roughly across the ground: given, or the mean camera-up axis made perpendicular to the
+    motion.
 
     Ground is parallel to the way one moves over it, also uphill, whatever the camera's pitch.
     """
@@ -166,8 +176,9 @@ def _up_hint(
 def _high_passed(grey: np.ndarray) -> np.ndarray:
     """Float image without slow shading, which would correlate under any plane, nor single-pixel noise."""
     image = grey.astype(np.float32)
+    size = max(image.shape) // 20
     smooth = cv2.GaussianBlur(image, (0, 0), 1.0)
-    return smooth - cv2.GaussianBlur(image, (0, 0), max(image.shape) / 60)
+    return smooth - cv2.blur(image, (size, size))
 
 
 def _intrinsics_at(reconstruction: Reconstruction, frame: int) -> Intrinsics:
@@ -181,7 +192,8 @@ def _intrinsics_at(reconstruction: Reconstruction, frame: int) -> Intrinsics:
 class _Pair:
     """Ground pixels of a first frame, ready to be carried into a second one through any plane.
 
-    Planes are vectors q with q . (X - origin) = 1, so the camera height over them is 1 / |q| at the origin and q points down.
+    Planes are vectors q with q . (X - origin) = 1, so the camera height over them is 1 / |q| at the origin
+    and q points down.
     """
 
     baseline: float
@@ -204,7 +216,8 @@ class _Pair:
         )
 
     def points_in_cam1(self, plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ground points, each up to a positive factor, [N, 3], and their inverse distances' derivative [N, 3]."""
+        """The ground points, each up to a positive factor, [N, 3], and their inverse distances' derivative
+        [N, 3]."""
         span = 1 - plane @ self.centre
         inverse_distance = self.rays_in_world @ plane / span  # [N]
         by_plane = self.rays_in_world / span + (inverse_distance / span)[:, None] * self.centre
@@ -221,7 +234,8 @@ class _Pair:
         return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-9))
 
     def linearised(self, plane: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Differences [n] of standardised values, second minus first frame, and their derivative by the plane [n, 3]."""
+        """Differences [n] of standardised values, second minus first frame, and their derivative by the plane
+        [n, 3]."""
         points, by_plane = self.points_in_cam1(plane)
         pixels = project(points, self.intrinsics1)
         is_inside = _is_inside(pixels, self.image1)
@@ -260,8 +274,10 @@ def _values_at(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     return cv2.remap(image, map_xy, None, cv2.INTER_LINEAR)[:, 0]
 
 
-_BASELINES = (0.2, 1.2)
+_BASELINES = (0.3, 2.5)
 """Distance of a pair's cameras over their height: enough parallax on the ground, enough ground seen twice."""
+_FIRSTS = 4
+"""Frames of a window whose ground is cut out, at most."""
 _SWEEP_PIXELS, _ALIGN_PIXELS = 500, 3000
 """Pixels of a pair looked at: the sweep tries many planes roughly, the alignment one plane finely."""
 
@@ -275,34 +291,54 @@ def _fit_photometric(
 ) -> list[tuple[np.ndarray, float] | None]:
     """(plane vector, correlation) of each window; None where no plane aligns well.
 
-    One height for all windows starts them all: a chance match of repeated texture does not repeat along the path.
+    One height for all windows starts them all: a chance match of repeated texture does not repeat along the
+    path. Then each window's plane is aligned freely, and once more with the direction that it and its
+    neighbours agree on: in a short window tilt and height are hard to tell apart, and roads bend slowly.
     """
     pairs = [_make_pairs(reconstruction, w, greys, up, config) for w, up in zip(windows, ups, strict=True)]
     baselines = np.array([pair.baseline for of_window in pairs for pair in of_window])
     if len(baselines) == 0:
         return [None] * len(windows)
+    heights = _common_height_range(pairs, ups, baselines)
+    free: list[np.ndarray | None] = []
+    for of_window, up in zip(pairs, ups, strict=True):
+        thin = [pair.thinned(_SWEEP_PIXELS) for pair in of_window]
+        start = -up / max(heights, key=lambda height: _score(thin, -up / height))
+        plane = _align(_usable(of_window, start), start, np.eye(3))
+        free.append(plane if plane is not None and _is_good(of_window, plane, up, config) else None)
+    fits: list[tuple[np.ndarray, float] | None] = []
+    for i, plane in enumerate(free):
+        near = [p / np.linalg.norm(p) for p in free[max(0, i - 2) : i + 3] if p is not None]
+        if plane is None:
+            fits.append(None)
+            continue
+        down = np.median(near, axis=0)
+        start = down / np.linalg.norm(down) * np.linalg.norm(plane)
+        level = _align(_usable(pairs[i], start), start, (start / np.linalg.norm(start))[:, None])
+        is_good = level is not None and _is_good(pairs[i], level, ups[i], config)
+        fits.append((level, _score(pairs[i], level)) if level is not None and is_good else None)
+    return fits
+
+
+def _common_height_range(
+    pairs: list[list[_Pair]], ups: list[np.ndarray], baselines: np.ndarray
+) -> np.ndarray:
+    """Heights to try [K] around the one at which the ground of all windows together correlates best."""
+    low, high = np.log(baselines.min() / _BASELINES[1]), np.log(baselines.max() / _BASELINES[0])
+    heights = np.exp(np.arange(low, high, 0.06))
     thin = [[pair.thinned(_SWEEP_PIXELS) for pair in of_window] for of_window in pairs]
-    heights = np.exp(
-        np.arange(np.log(baselines.min() / _BASELINES[1]), np.log(baselines.max() / _BASELINES[0]), 0.06)
-    )
     scores = np.array(
         [[_score(of_window, -up / h) for h in heights] for of_window, up in zip(thin, ups, strict=True)]
     )
     common = float(heights[np.argmax(np.clip(scores, 0, None).mean(axis=0))])
-    fits: list[tuple[np.ndarray, float] | None] = []
-    for of_window, thin_of_window, up in zip(pairs, thin, ups, strict=True):
-        near = common * np.exp(np.arange(-0.25, 0.26, 0.05))
-        start = -up / max(near, key=lambda h: _score(thin_of_window, -up / h))
-        plane = _align(_usable(of_window, start), start)
-        fits.append(None if plane is None else _checked(of_window, plane, up, config))
-    return fits
+    return common * np.exp(np.arange(-0.25, 0.26, 0.05))
 
 
 def _usable(pairs: list[_Pair], plane: np.ndarray) -> list[_Pair]:
-    """The (at most three) pairs whose baseline suits the plane's height best."""
+    """The (at most four) pairs whose baseline suits the plane's height best."""
     height = 1 / float(np.linalg.norm(plane))
     inside = [pair for pair in pairs if _BASELINES[0] * height <= pair.baseline <= _BASELINES[1] * height]
-    return sorted(inside, key=lambda pair: abs(np.log(pair.baseline / (0.6 * height))))[:3]
+    return sorted(inside, key=lambda pair: abs(np.log(pair.baseline / height)))[:4]
 
 
 def _score(pairs: list[_Pair], plane: np.ndarray) -> float:
@@ -310,32 +346,31 @@ def _score(pairs: list[_Pair], plane: np.ndarray) -> float:
     return float(np.mean([pair.correlation(plane) for pair in _usable(pairs, plane)] or [-1.0]))
 
 
-def _checked(
-    pairs: list[_Pair], plane: np.ndarray, up: np.ndarray, config: GroundConfig
-) -> tuple[np.ndarray, float] | None:
-    correlation = _score(pairs, plane)
+def _is_good(pairs: list[_Pair], plane: np.ndarray, up: np.ndarray, config: GroundConfig) -> bool:
     cos_tilt = -(plane @ up) / np.linalg.norm(plane)
-    is_good = correlation > config.min_correlation and cos_tilt > np.cos(np.radians(config.max_tilt_deg))
-    return (plane, correlation) if is_good else None
+    return _score(pairs, plane) > config.min_correlation and cos_tilt > np.cos(
+        np.radians(config.max_tilt_deg)
+    )
 
 
-def _align(pairs: list[_Pair], plane: np.ndarray) -> np.ndarray | None:
-    """Gauss-Newton on the plane [3] over the image values of all pairs, Huber weights; None where it runs away."""
+def _align(pairs: list[_Pair], plane: np.ndarray, basis: np.ndarray) -> np.ndarray | None:
+    """Gauss-Newton on the plane [3] along the columns of `basis` [3, K], Huber weights; None where it runs
+    away."""
     pairs = [pair.thinned(_ALIGN_PIXELS) for pair in pairs]
     start_size = float(np.linalg.norm(plane))
     for _ in range(15):
-        normal_matrix, right_side = np.zeros((3, 3)), np.zeros(3)
+        normal_matrix, right_side = np.zeros((basis.shape[1],) * 2), np.zeros(basis.shape[1])
         for pair in pairs:
             linear = pair.linearised(plane)
             if linear is None:
                 continue
-            residual, jacobian = linear
+            residual, jacobian = linear[0], linear[1] @ basis
             weight = 1 / np.maximum(1, np.abs(residual) / 0.7)
             normal_matrix += (jacobian * weight[:, None]).T @ jacobian
             right_side -= jacobian.T @ (weight * residual)
         if not normal_matrix.any():
             return None
-        step = np.linalg.lstsq(normal_matrix, right_side, rcond=1e-9)[0]
+        step = basis @ np.linalg.lstsq(normal_matrix, right_side, rcond=1e-9)[0]
         size = float(np.linalg.norm(plane))
         plane = plane + step * min(1.0, 0.1 * size / max(float(np.linalg.norm(step)), 1e-15))
         if np.linalg.norm(step) < 1e-5 * size:
@@ -353,7 +388,7 @@ def _make_pairs(
     """Each frame of the window against each later one; none from a frame that shows too little ground."""
     origin = invert(reconstruction.cam_from_world[window[0]])[:, 3]
     pairs = []
-    for position, first in enumerate(window[:-1]):
+    for position, first in enumerate(window[:_FIRSTS]):
         strip = _ground_strip(reconstruction, int(first), greys, up, config)
         if strip is None:
             continue
@@ -383,10 +418,11 @@ def _ground_strip(
     up: np.ndarray,
     config: GroundConfig,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Rays in world [N, 3] and values [N] of the pixels of the strip of ground ahead, and the camera's centre [3]."""
+    """Rays in world [N, 3] and values [N] of the pixels of the strip of ground ahead, and the camera's centre
+    [3]."""
     world_from_cam = invert(reconstruction.cam_from_world[frame])
     height, width = greys[frame].shape
-    stride = max(1, round(np.sqrt(height * width / 120_000)))
+    stride = max(1, round(np.sqrt(height * width / 50_000)))
     x, y = np.meshgrid(np.arange(4, width - 4, stride), np.arange(4, height - 4, stride))
     pixels = np.stack([x.ravel(), y.ravel()], axis=-1) + 0.5
     rays = unproject(pixels, _intrinsics_at(reconstruction, frame)) @ world_from_cam[:, :3].T
@@ -409,7 +445,8 @@ def _ground_strip(
 def _fit_sparse(
     reconstruction: Reconstruction, window: np.ndarray, up: np.ndarray, config: GroundConfig
 ) -> tuple[np.ndarray, float] | None:
-    """(plane vector, inlier share) of the points seen in the window; None where no plane lies below the camera."""
+    """(plane vector, inlier share) of the points seen in the window; None where no plane lies below the
+    camera."""
     is_seen = np.isin(reconstruction.frame_idx, np.arange(window[0], window[-1] + 1))
     seen = np.unique(reconstruction.point_idx[is_seen])
     world_from_cam = invert(reconstruction.cam_from_world[window])

@@ -1,9 +1,10 @@
 """The metric scale of a clip as a measurement: every cue the clip offers in, one scale with an error bar out.
 
-Each cue states ln(metres per unit) and its sigma. Any of them can lie (a stretched GPS track, a camera on a crane), so each is
-believed with a probability, not a rule: the posterior over all 2^n choices of honest cues is an exact mixture of Gaussians, and
-its 68 % interval is the sigma. Agreeing cues sharpen each other, a lone dissenter is outvoted, and two that contradict each
-other leave a wide interval. Cue values stay as measured. Without a cue the scale is unknown: no metres are invented.
+Each cue states ln(metres per unit) and its sigma. Any of them can lie (a stretched GPS track, a camera on a
+crane), so each is believed with a probability, not a rule: the posterior over all 2^n choices of honest cues
+is an exact mixture of Gaussians, and its 68 % interval is the sigma. Agreeing cues sharpen each other, a lone
+dissenter is outvoted, and two that contradict each other leave a wide interval. Cue values stay as measured.
+Without a cue the scale is unknown: no metres are invented.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from worldline.annotate.camera import invert
-from worldline.annotate.ground import Ground, GreyFrames, GroundConfig, fit_ground
+from worldline.annotate.ground import GreyFrames, Ground, GroundConfig, fit_ground
 from worldline.annotate.reconstruction import Reconstruction
 from worldline.annotate.scale_cues import (
     Cue,
@@ -29,7 +30,9 @@ from worldline.annotate.scale_cues import (
     depth_cue,
     known_poses_cue,
 )
-from worldline.datasets.schema import METRIC, UP_TO_SCALE
+from worldline.annotate.scale_telemetry import TelemetryConfig, TelemetryScale, telemetry_cues
+from worldline.annotate.telemetry import read_telemetry
+from worldline.datasets.schema import METRIC, UP_TO_SCALE, MissingBackend
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,8 @@ MOTION_LIMITS: dict[str, MotionLimits] = {
     "handheld": MotionLimits(
         camera_height_m=None, height_range_m=(0.1, 4.0), max_speed_m_s=9.0, max_acceleration_m_s2=8.0
     ),
-    # People walk 0.8-2.0 m/s; above 2.2 m/s they run. Head or chest height, sigma over people and ways of holding.
+    # People walk 0.8-2.0 m/s; above 2.2 m/s they run. Head or chest height, sigma over people and ways of
+    # holding.
     "walking": MotionLimits(
         camera_height_m=(1.6, 0.12), height_range_m=(0.8, 2.4), max_speed_m_s=3.0, max_acceleration_m_s2=3.0
     ),
@@ -75,7 +79,8 @@ class ScaleConfig:
     """What is known about the clips, and how far cues are trusted."""
 
     motion: Motion = "unknown"
-    """How the camera was moved: gives the height prior of walks and drives, and the limits of the sanity check."""
+    """How the camera was moved: gives the height prior of walks and drives, and the limits of the sanity
+    check."""
     camera_height_m: float | None = None
     """Known height of the camera over the ground in metres; None: the prior of `motion`, if it has one."""
     camera_height_sigma_m: float = 0.02
@@ -83,7 +88,8 @@ class ScaleConfig:
     use_telemetry: bool = True
     """Read GPS and inertial data from the media file where it has them."""
     depth_sigma: float = 0.1
-    """Relative doubt that all frames of a metric depth network share (published scale errors are 3-19 %); a depth sensor 0.01."""
+    """Relative doubt that all frames of a metric depth network share (published scale errors are 3-19 %); a
+    depth sensor 0.01."""
     baseline_sigma_m: float = 0.001
     """Doubt about a given stereo baseline."""
     lie_probability: float = 0.05
@@ -93,6 +99,7 @@ class ScaleConfig:
     max_sigma: float = 0.4
     """A fused sigma above this is no measurement: the clip stays up to scale."""
     ground: GroundConfig = field(default_factory=GroundConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     def __post_init__(self) -> None:
         if self.motion not in MOTION_LIMITS:
@@ -121,13 +128,15 @@ class Scale:
     gravity_in_world: np.ndarray | None = None
     """[3] unit vector, downwards, in the reconstruction's world frame; None: no inertial data."""
     reason: str | None = None
-    """Why the scale is unknown: no cue, cues too weak, or the limit of `motion` that the scaled path breaks."""
+    """Why the scale is unknown: no cue, cues too weak, or the limit of `motion` that the scaled path
+    breaks."""
 
 
 def fuse_cues(cues: tuple[Cue, ...], config: ScaleConfig) -> tuple[float, float, tuple[Cue, ...]]:
     """(log_scale, sigma, cues with `is_used` set) of at least one cue.
 
-    log_scale is the posterior's median and sigma half its central 68 % interval. Raises ValueError without a cue.
+    log_scale is the posterior's median and sigma half its central 68 % interval. Raises ValueError without a
+    cue.
     """
     if not cues:
         raise ValueError("fuse_cues: no cues")
@@ -174,15 +183,21 @@ def estimate_scale(
 ) -> Scale:
     """Measures the metric scale of a reconstruction from every cue at hand.
 
-    media_path: the clip's file, read for telemetry (None: none). grey_frames: frames on demand, for the ground. depth_maps:
-    metric depth. known_world_from_cam [T, 3, 4]: known metric poses, NaN where unknown. partner_cam_from_world [T, 3, 4] with
-    baseline_m: a second camera of the same rig in the same reconstruction. Raises ValueError where one of the latter two is
-    given without the other, MissingBackend where the file has telemetry to read and its package is absent.
+    media_path: the clip's file, read for telemetry (None: none). grey_frames: frames on demand, for the
+    ground. depth_maps: metric depth. known_world_from_cam [T, 3, 4]: known metric poses, NaN where unknown.
+    partner_cam_from_world [T, 3, 4] with baseline_m: a second camera of the same rig in the same
+    reconstruction. Raises ValueError where one of the latter two is given without the other, MissingBackend
+    where the file has telemetry to read and its package is absent.
     """
     if (partner_cam_from_world is None) != (baseline_m is None):
         raise ValueError("partner_cam_from_world and baseline_m belong together")
     cues: list[Cue | None] = []
     gravity_in_world = None
+    if media_path is not None and config.use_telemetry:
+        sensed = _telemetry(reconstruction, media_path, config)
+        if sensed is not None:
+            cues.extend(sensed.cues)
+            gravity_in_world = sensed.gravity_in_world
     ground = _find_ground(reconstruction, config, grey_frames, gravity_in_world)
     cues.append(_height_cue(ground, config))
     if depth_maps is not None:
@@ -268,6 +283,19 @@ def _median_motion(reconstruction: Reconstruction) -> tuple[float, float]:
     speed = float(np.median(np.linalg.norm(velocity, axis=1))) if len(velocity) else math.nan
     change = np.linalg.norm(np.diff(velocity, axis=0), axis=1) / step_s
     return speed, float(np.median(change)) if len(change) else math.nan
+
+
+def _telemetry(
+    reconstruction: Reconstruction, media_path: Path, config: ScaleConfig
+) -> TelemetryScale | None:
+    """Cues of the sensors in the file; none, with a warning, where the package that reads them is not
+    installed."""
+    try:
+        telemetry = read_telemetry(media_path)
+    except MissingBackend as missing:
+        logger.warning("%s: not looked at for GPS and inertial data: %s", media_path.name, missing)
+        return None
+    return None if telemetry is None else telemetry_cues(reconstruction, telemetry, config.telemetry)
 
 
 def _find_ground(

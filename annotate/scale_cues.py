@@ -1,8 +1,9 @@
-"""Single cues to the metric scale: known heights, poses, baselines and depth in, log-scale with its sigma out.
+"""Single cues to the metric scale: known heights, poses, baselines and depth in, log-scale with its sigma
+out.
 
-Each cue compares one length of the reconstruction with the same length in metres. `log_scale` is ln(metres per unit of the
-reconstruction), `sigma` its standard deviation: both the scatter of the measurement and the doubt about the known length. A cue
-that cannot be measured is None.
+Each cue compares one length of the reconstruction with the same length in metres. `log_scale` is ln(metres
+per unit of the reconstruction), `sigma` its standard deviation: both the scatter of the measurement and the
+doubt about the known length. A cue that cannot be measured is None.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from worldline.annotate.ground import Ground
 from worldline.annotate.reconstruction import Reconstruction
 
 DepthMaps = Callable[[int], "tuple[np.ndarray, np.ndarray | None] | None"]
-"""Frame index -> (z_m [h, w] metres along the camera's z axis, 0 or NaN where unknown; confidence [h, w] >= 0 or None), at any
-size with the frame's aspect; None where the frame has no depth."""
+"""Frame index -> (z_m [h, w] metres along the camera's z axis, 0 or NaN where unknown; confidence [h, w] >= 0
+or None), at any size with the frame's aspect; None where the frame has no depth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +48,7 @@ def camera_height_cue(ground: Ground, height_m: float, sigma_m: float, *, about:
     prior_sigma = sigma_m / height_m
     sigma = math.hypot(prior_sigma, ground.log_height_sigma)
     detail = (
-        f"{about} {height_m:g} +- {sigma_m:g} m over a {ground.method} ground at {len(ground.height)} places, "
+        f"{about} {height_m:g} +- {sigma_m:g} m over {ground.method} ground at {len(ground.height)} places, "
         f"height {ground.median_height:.4g} units +- {100 * ground.log_height_sigma:.1f} %"
     )
     return Cue(
@@ -62,9 +63,11 @@ def known_poses_cue(
     sigma: float = 0.002,
     inlier_share: float = 0.8,
 ) -> Cue | None:
-    """Known metric poses [T, 3, 4] (NaN where unknown): Sim(3) of the camera centres with the best 80 % (SANA-WM Sec. 4).
+    """Known metric poses [T, 3, 4] (NaN where unknown): Sim(3) of the camera centres with the best 80 %
+    (SANA-WM Sec. 4).
 
-    sigma: relative doubt about the known poses' own unit. None with fewer than 3 common frames or without extent.
+    sigma: relative doubt about the known poses' own unit. None with fewer than 3 common frames or without
+    extent.
     """
     has_both = reconstruction.is_registered & np.isfinite(known_world_from_cam).all(axis=(1, 2))
     if has_both.sum() < 3:
@@ -81,8 +84,8 @@ def known_poses_cue(
         if (new_keep == keep).all():
             break
         keep = new_keep
-    # d(log scale) of a least-squares fit: residual per axis over the root sum of squared extents. Neighbouring residuals of a
-    # path are alike, so only a handful of them counts as independent.
+    # d(log scale) of a least-squares fit: residual per axis over the root sum of squared extents.
+    # Neighbouring residuals of a path are alike, so only a handful of them counts as independent.
     variance = float(np.mean(error[keep] ** 2)) / 3
     extent = float(np.sum((known[keep] - known[keep].mean(axis=0)) ** 2))
     independent = min(1.0, 10 / int(keep.sum()))
@@ -101,7 +104,8 @@ def known_poses_cue(
 def baseline_cue(
     cam_from_world: np.ndarray, partner_cam_from_world: np.ndarray, baseline_m: float, *, sigma_m: float
 ) -> Cue | None:
-    """Two cameras on one rig, both [T, 3, 4] in one reconstruction: the distance of their centres is `baseline_m`.
+    """Two cameras on one rig, both [T, 3, 4] in one reconstruction: the distance of their centres is
+    `baseline_m`.
 
     NaN where a camera has no pose; None with fewer than 3 frames posed in both.
     """
@@ -129,10 +133,12 @@ def depth_cue(
     max_frames: int = 40,
     min_points: int = 15,
 ) -> Cue | None:
-    """Metric depth maps against the depth of the sparse points, by the weighted closed form of `depth_ratio`, per frame.
+    """Metric depth maps against the depth of the sparse points, by the weighted closed form of `depth_ratio`,
+    per frame.
 
-    sigma: the maps' own relative doubt that all frames share (a sensor 0.01, a network 0.05 to 0.15). Up to `max_frames` frames
-    are asked for, evenly spread. None with fewer than 3 frames of `min_points` comparable points.
+    sigma: the maps' own relative doubt that all frames share (a sensor 0.01, a network 0.05 to 0.15). Up to
+    `max_frames` frames are asked for, evenly spread. None with fewer than 3 frames of `min_points` comparable
+    points.
     """
     posed = np.flatnonzero(reconstruction.is_registered)
     asked = (
@@ -162,10 +168,11 @@ def depth_cue(
 
 
 def depth_ratio(reconstructed: np.ndarray, metric: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Metres per unit from paired depths [N]: argmin_s sum w (s d - m)^2 with w = weight / d (SANA-WM Sec. 4), made robust.
+    """Metres per unit from paired depths [N]: argmin_s sum w (s d - m)^2 with w = weight / d (SANA-WM Sec.
+    4), made robust.
 
-    With w = 1 / d the closed form is s = sum m / sum d. Pairs whose ratio is off the median by over 3 scaled MAD are left out
-    first, since depths across an outline differ by any factor.
+    With w = 1 / d the closed form is s = sum m / sum d. Pairs whose ratio is off the median by over 3 scaled
+    MAD are left out first, since depths across an outline differ by any factor.
     """
     log_ratio = np.log(metric / reconstructed)
     middle = np.median(log_ratio)
@@ -176,7 +183,8 @@ def depth_ratio(reconstructed: np.ndarray, metric: np.ndarray, weight: np.ndarra
 
 
 def smoothed_ratios(ratios: np.ndarray, *, momentum: float = 0.99) -> np.ndarray:
-    """Exponential moving average over frames [T] -> [T], started at the first value; NaN frames keep the last average."""
+    """Exponential moving average over frames [T] -> [T], started at the first value; NaN frames keep the last
+    average."""
     smoothed = np.full(len(ratios), np.nan)
     average = math.nan
     for i, ratio in enumerate(ratios):
