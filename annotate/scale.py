@@ -30,7 +30,8 @@ from worldline.annotate.scale_cues import (
     depth_cue,
     known_poses_cue,
 )
-from worldline.annotate.scale_telemetry import TelemetryConfig, TelemetryScale, telemetry_cues
+from worldline.annotate.scale_gps import GpsConfig, gps_cue
+from worldline.annotate.scale_inertial import InertialConfig, inertial_cue
 from worldline.annotate.telemetry import read_telemetry
 from worldline.datasets.schema import METRIC, UP_TO_SCALE, MissingBackend
 
@@ -99,7 +100,8 @@ class ScaleConfig:
     max_sigma: float = 0.4
     """A fused sigma above this is no measurement: the clip stays up to scale."""
     ground: GroundConfig = field(default_factory=GroundConfig)
-    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    gps: GpsConfig = field(default_factory=GpsConfig)
+    inertial: InertialConfig = field(default_factory=InertialConfig)
 
     def __post_init__(self) -> None:
         if self.motion not in MOTION_LIMITS:
@@ -194,10 +196,7 @@ def estimate_scale(
     cues: list[Cue | None] = []
     gravity_in_world = None
     if media_path is not None and config.use_telemetry:
-        sensed = _telemetry(reconstruction, media_path, config)
-        if sensed is not None:
-            cues.extend(sensed.cues)
-            gravity_in_world = sensed.gravity_in_world
+        cues, gravity_in_world = _telemetry_cues(reconstruction, media_path, config)
     ground = _find_ground(reconstruction, config, grey_frames, gravity_in_world)
     cues.append(_height_cue(ground, config))
     if depth_maps is not None:
@@ -285,17 +284,26 @@ def _median_motion(reconstruction: Reconstruction) -> tuple[float, float]:
     return speed, float(np.median(change)) if len(change) else math.nan
 
 
-def _telemetry(
+def _telemetry_cues(
     reconstruction: Reconstruction, media_path: Path, config: ScaleConfig
-) -> TelemetryScale | None:
-    """Cues of the sensors in the file; none, with a warning, where the package that reads them is not
-    installed."""
+) -> tuple[list[Cue | None], np.ndarray | None]:
+    """Cues of the sensors in the file and gravity [3]; none, with a warning, without the package that reads
+    them."""
     try:
         telemetry = read_telemetry(media_path)
     except MissingBackend as missing:
         logger.warning("%s: not looked at for GPS and inertial data: %s", media_path.name, missing)
-        return None
-    return None if telemetry is None else telemetry_cues(reconstruction, telemetry, config.telemetry)
+        return [], None
+    cues: list[Cue | None] = []
+    gravity_in_world = None
+    if telemetry is not None and telemetry.gps is not None:
+        cues.append(gps_cue(reconstruction, telemetry.gps, config.gps))
+    if telemetry is not None and telemetry.inertial is not None:
+        cue, gravity_in_world = inertial_cue(
+            reconstruction, telemetry.inertial, telemetry.orientation, config.inertial
+        )
+        cues.append(cue)
+    return cues, gravity_in_world
 
 
 def _find_ground(

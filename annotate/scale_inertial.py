@@ -1,9 +1,8 @@
-"""Scale cues from motion sensors: posed frames and telemetry in, log-scale with its sigma and the gravity
-direction out.
+"""Scale and gravity from an inertial sensor: posed frames and IMU samples in, log-scale with its sigma and
+gravity out.
 
-GPS: the distance travelled by Doppler speed, and the shape of the position track, against the visual path.
-Inertial: the second difference of camera positions p(t+h) - 2 p(t) + p(t-h) equals the acceleration weighted
-by a triangle of half width h, exactly and without any integration constant, so
+The second difference of camera positions p(t+h) - 2 p(t) + p(t-h) equals the acceleration weighted by a
+triangle of half width h, exactly and without any integration constant, so
 
 integral of (h - |tau|) R (f - b) dtau + g h^2 = s (p(t+h) - 2 p(t) + p(t-h))
 
@@ -24,36 +23,24 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
-from worldline.annotate.camera import invert, umeyama
+from worldline.annotate.camera import invert
 from worldline.annotate.reconstruction import Reconstruction
 from worldline.annotate.scale_cues import Cue
-from worldline.annotate.telemetry import Gps, Inertial, Orientation, Telemetry
+from worldline.annotate.telemetry import Inertial, Orientation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TelemetryConfig:
-    """Error model of the sensors."""
+class InertialConfig:
+    """Settings of the comparison and the error model of the sensor."""
 
-    gps_speed_sigma_m_s: float = 0.1
-    """Error of Doppler speed at a dilution of precision of 1.5; consumer receivers state 0.05 to 0.1 m/s."""
-    gps_speed_memory_s: float = 5.0
-    """Speed errors closer in time than this are alike (the receiver filters)."""
-    gps_position_sigma_m: float = 2.0
-    """Error of a position at a dilution of precision of 1.5."""
-    gps_position_memory_s: float = 60.0
-    """Position errors wander with this time constant, so positions close in time err alike."""
-    gps_lag_s: float = 0.5
-    """Delay of the receiver's filter, unknown in sign and size up to this."""
-    gps_correlation: float = 0.5
-    """Speed and position come out of one filter: correlation of their errors."""
     max_offset_s: float = 0.3
     """Largest shift searched between the clocks of sensor and video."""
     half_widths_s: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
     """Half widths h tried; steps of a walk show at 0.3 s, braking of a car at 1 s. The one that explains most
     is taken."""
-    accel_bias_sigma_m_s2: float = 0.3
+    bias_sigma_m_s2: float = 0.3
     """Prior of the accelerometer's bias."""
-    inertial_sigma: float = 0.02
+    floor_sigma: float = 0.02
     """Relative floor of the inertial cue: sensor scale factor, lever arm to the lens, clock jitter."""
     max_rotation_residual: float = 0.35
     """Angular velocities of sensor and camera that differ by a larger share of their size were not of one
@@ -68,133 +55,11 @@ class TelemetryConfig:
             raise ValueError("min_explained and max_rotation_residual must lie in (0, 1)")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TelemetryScale:
-    """Cues of one clip's telemetry."""
-
-    cues: tuple[Cue, ...]
-    gravity_in_world: np.ndarray | None
-    """[3] unit vector, downwards, in the reconstruction's world; None where orientation could not be tied to
-    the video."""
-
-
-def telemetry_cues(
-    reconstruction: Reconstruction, telemetry: Telemetry, config: TelemetryConfig
-) -> TelemetryScale:
-    """GPS and inertial cues, each left out where the data do not carry it."""
-    cues = []
-    if telemetry.gps is not None:
-        cues.append(gps_cue(reconstruction, telemetry.gps, config))
-    gravity_in_world = None
-    if telemetry.inertial is not None:
-        inertial, gravity_in_world = inertial_cue(
-            reconstruction, telemetry.inertial, telemetry.orientation, config
-        )
-        cues.append(inertial)
-    return TelemetryScale(cues=tuple(c for c in cues if c is not None), gravity_in_world=gravity_in_world)
-
-
-# GPS
-
-
-def gps_cue(reconstruction: Reconstruction, gps: Gps, config: TelemetryConfig) -> Cue | None:
-    """Speed and position track against the visual path; None with under 3 s of both or with no motion."""
-    posed = reconstruction.is_registered
-    if posed.sum() < 5:
-        return None
-    times = reconstruction.timestamps_s[posed]
-    centres = invert(reconstruction.cam_from_world[posed])[:, :, 3]
-    start, end = max(times[0], gps.times_s[0]), min(times[-1], gps.times_s[-1])
-    if end - start < 3.0:
-        return None
-    estimates = []
-    dop = float(np.nanmedian(gps.dop)) if np.isfinite(gps.dop).any() else 1.5
-    for estimate in (
-        _by_speed(times, centres, gps, (start, end), dop / 1.5, config),
-        _by_position(times, centres, gps, (start, end), dop / 1.5, config),
-    ):
-        if estimate is not None and estimate[1] < 1.0:
-            estimates.append(estimate)
-    if not estimates:
-        return None
-    values, sigmas = np.array(estimates).T
-    value, sigma = _combine(values, sigmas, config.gps_correlation)
-    parts = ", ".join(f"{math.exp(v):.4g} +- {100 * s:.0f} %" for v, s in estimates)
-    return Cue(
-        name="gps", log_scale=value, sigma=sigma, detail=f"{end - start:.1f} s, dop {dop:.1f}: {parts}"
-    )
-
-
-def _by_speed(
-    times: np.ndarray,
-    centres: np.ndarray,
-    gps: Gps,
-    span: tuple[float, float],
-    noise: float,
-    config: TelemetryConfig,
-) -> tuple[float, float] | None:
-    """(log scale, sigma) of the integral of speed over the visual path in steps of about a second."""
-    grid = np.linspace(*span, max(2, round(span[1] - span[0]) + 1))
-    visual = float(np.linalg.norm(np.diff(_interpolate(grid, times, centres), axis=0), axis=1).sum())
-    fine = np.linspace(*span, 20 * len(grid))
-    is_known = np.isfinite(gps.speed_m_s)
-    if is_known.sum() < 5 or not visual > 0:
-        return None
-    speed = np.interp(fine, gps.times_s[is_known], gps.speed_m_s[is_known])
-    duration = span[1] - span[0]
-    distance = float(speed.mean()) * duration
-    if not distance > 0:
-        return None
-    independent = max(1.0, duration / config.gps_speed_memory_s)
-    speed_error = noise * config.gps_speed_sigma_m_s / math.sqrt(independent) * duration
-    lag_error = abs(float(speed[-1] - speed[0])) * config.gps_lag_s
-    return math.log(distance / visual), math.hypot(speed_error, lag_error) / distance
-
-
-def _by_position(
-    times: np.ndarray,
-    centres: np.ndarray,
-    gps: Gps,
-    span: tuple[float, float],
-    noise: float,
-    config: TelemetryConfig,
-) -> tuple[float, float] | None:
-    """(log scale, sigma) of the similarity that lays the visual path onto the GPS track."""
-    inside = (gps.times_s >= span[0]) & (gps.times_s <= span[1])
-    track = gps.east_north_up_m[inside]
-    visual = _interpolate(gps.times_s[inside], times, centres)
-    extent = float(np.linalg.norm(np.ptp(track, axis=0)))
-    if len(track) < 5 or not extent > 0 or not np.ptp(visual, axis=0).max() > 0:
-        return None
-    scale = umeyama(track, visual).scale
-    if not scale > 0:
-        return None
-    # First-order Gauss-Markov wander: the error of a difference between two times.
-    wander = math.sqrt(2 * (1 - math.exp(-(span[1] - span[0]) / config.gps_position_memory_s)))
-    return math.log(scale), noise * config.gps_position_sigma_m * wander / extent
-
-
-def _combine(values: np.ndarray, sigmas: np.ndarray, correlation: float) -> tuple[float, float]:
-    """Inverse-variance mean with the sigma of equally correlated errors, widened (Birge) where the values
-    disagree."""
-    weight = sigmas**-2 / (sigmas**-2).sum()
-    value = float(weight @ values)
-    covariance = np.outer(sigmas, sigmas) * (correlation + (1 - correlation) * np.eye(len(sigmas)))
-    sigma = math.sqrt(float(weight @ covariance @ weight))
-    if len(values) > 1:
-        gap_variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-        sigma *= max(1.0, abs(float(values[0] - values[1])) / math.sqrt(gap_variance))
-    return value, sigma
-
-
-# Inertial
-
-
 def inertial_cue(
     reconstruction: Reconstruction,
     inertial: Inertial,
     orientation: Orientation | None,
-    config: TelemetryConfig,
+    config: InertialConfig,
 ) -> tuple[Cue | None, np.ndarray | None]:
     """Acceleration against the second differences of the path, and gravity [3] in world (unit, down).
 
@@ -218,7 +83,7 @@ def inertial_cue(
         return None, gravity
     log_low, log_high = math.log(best.slope_low), math.log(best.slope_high)
     statistical = math.sqrt((1 - best.explained) / best.explained / max(best.num_independent, 1.0))
-    sigma = math.hypot(config.inertial_sigma, statistical, 0.5 * (log_high - log_low))
+    sigma = math.hypot(config.floor_sigma, statistical, 0.5 * (log_high - log_low))
     detail = (
         f"half width {best.half_width_s:.2f} s, explains {100 * best.explained:.0f} %, |g| {size:.2f} m/s^2, "
         f"clock offset {1000 * mount.offset_s:.0f} ms, rotation residual {100 * mount.residual:.0f} % ("
@@ -245,7 +110,7 @@ def _find_mount(
     reconstruction: Reconstruction,
     inertial: Inertial,
     orientation: Orientation | None,
-    config: TelemetryConfig,
+    config: InertialConfig,
 ) -> _Mount | None:
     """Ties the sensor to the video by angular velocities; None where they do not belong to one rotating
     body."""
@@ -280,7 +145,7 @@ def _find_mount(
 
 
 def _stabilised_body(
-    times: np.ndarray, visual: Rotation, orientation: Orientation, config: TelemetryConfig
+    times: np.ndarray, visual: Rotation, orientation: Orientation, config: InertialConfig
 ) -> tuple[np.ndarray, Rotation] | None:
     """(times, world_from_body) from the camera's record, in the reconstruction's world; None where it does
     not fit.
@@ -365,7 +230,7 @@ def _fit_scale(
     inertial: Inertial,
     mount: _Mount,
     half_width_s: float,
-    config: TelemetryConfig,
+    config: InertialConfig,
 ) -> _ScaleFit | None:
     """Solves the linear system of the module's docstring at the video's own frames; None with too few."""
     posed = np.flatnonzero(reconstruction.is_registered)
@@ -393,7 +258,7 @@ def _fit_scale(
     # A prior row per axis keeps the bias, which gravity mimics while the camera hardly turns, within its
     # usual size. The expected residual (2 cm/s^2 over h^2) sets its weight.
     prior = np.zeros((3, 6))
-    prior[:, 3:] = np.eye(3) * 0.02 * h0**2 * math.sqrt(count) / config.accel_bias_sigma_m_s2
+    prior[:, 3:] = np.eye(3) * 0.02 * h0**2 * math.sqrt(count) / config.bias_sigma_m_s2
     design = np.concatenate([nuisance, prior])
 
     def residual(values: np.ndarray) -> np.ndarray:
