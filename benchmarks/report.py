@@ -40,9 +40,10 @@ def write_report(
 ) -> Path:
     """Prints a report and writes it to docs/results/<name>.md.
 
-    `tables`: caption -> rows; a row maps column -> value, columns in the order they first appear. Floats are shown with
-    four significant digits, None as a dash. `command`: the line that makes this report, run from the repository root.
-    Returns the file's path. Raises ValueError for a command or note that carries an absolute path of this machine.
+    `tables`: caption -> rows; a row maps column -> value, columns in the order they first appear. Floats
+    are shown with four significant digits, None as a dash. `command`: the line that makes this report, run
+    from the repository root. Returns the file's path. Raises ValueError where the text names a folder of
+    this machine.
     """
     root = str(Path(__file__).resolve().parents[1])
     body = [f"# {title}", ""]
@@ -92,8 +93,9 @@ def _machine_lines(packages: Sequence[str]) -> list[str]:
             continue
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     return [
-        f"- {date.today().isoformat()}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        f"- {date.today().isoformat()}, {system}",
         f"- CPU: {_cpu_model()}, {cores} cores, {memory_gib:.0f} GiB memory",
         f"- {', '.join(versions)}",
     ]

@@ -1,0 +1,147 @@
+"""One video file on local disk in, its PyAV container, frames and frame times out: the ground `video.py`
+stands on.
+
+FFmpeg reads anything, so what may be opened is narrowed here to containers that hold video, and to the file
+itself. Errors inside a file end a packet, not the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import av.error
+import av.stream
+import numpy as np
+
+from worldline.datasets.schema import ClipRejected
+
+logger = logging.getLogger(__name__)
+
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mxf,nut,dv,ivf,obu,rm,wtv,gxf,"
+    "h264,hevc,m4v,mpegvideo,mjpeg,yuv4mpegpipe"
+)
+"""FFmpeg demuxers that are tried. Without playlists (which open other files), still images and text."""
+
+
+def open_container(local_path: str) -> av.container.InputContainer:
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        return av.open(local_path, options=options, metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO):
+            raise  # the machine's trouble, not the file's
+        with open(local_path, "rb") as file:
+            is_mp4 = file.read(12)[4:8] == b"ftyp"
+        if is_mp4:
+            detail = "its index (moov) is missing or cut: the file ends early; copy or download it again"
+            raise ClipRejected("probe", "truncated", detail) from error
+        raise ClipRejected("probe", "not_a_video", f"no known video container: {error.strerror}") from error
+
+
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    cover = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & cover]
+    if not streams:
+        kinds = sorted({s.type for s in container.streams})
+        raise ClipRejected("probe", "no_video_stream", f"streams: {', '.join(kinds) or 'none'}")
+    best = container.streams.best("video")
+    stream = best if isinstance(best, av.VideoStream) and best in streams else streams[0]
+    for other in container.streams:
+        if other is not stream:
+            other.discard = av.stream.Discard.all
+    return stream
+
+
+def decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Frames in display order; packets that do not decode are passed over, a broken container ends the
+    stream.
+    """
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError as error:
+            logger.warning("%s: container breaks off: %s", container.name, error)
+            packet = None
+        if packet is None:
+            return
+        try:
+            yield from packet.decode()
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError as error:
+            logger.debug("%s: packet at %s does not decode: %s", container.name, packet.pts, error)
+
+
+def first_frame(container: av.container.InputContainer, stream: av.VideoStream) -> av.VideoFrame:
+    if stream.codec_context is None:
+        raise ClipRejected("probe", "unreadable", "no decoder for the video stream")
+    try:
+        frame = next(decode(container, stream), None)
+    except ValueError as error:  # PyAV's word for a codec that cannot be opened
+        raise ClipRejected("probe", "unreadable", str(error)) from error
+    if frame is None:
+        raise ClipRejected(
+            "probe", "unreadable", f"no frame of the {stream.codec_context.name} stream decodes"
+        )
+    return frame
+
+
+def seconds(pts: int | None, time_base: Fraction | None) -> float | None:
+    return None if pts is None or time_base is None else float(pts * time_base)
+
+
+def packet_times(local_path: str, size_bytes: int) -> np.ndarray | None:
+    """Sorted packet times [T], or None where packets cannot tell which frames decode."""
+    times_s: list[float | None] = []
+    with open_container(local_path) as container:
+        stream = video_stream(container)
+        if stream.codec_context.name == "vp8":  # its invisible frames are packets of their own
+            return None
+        try:
+            for packet in container.demux(stream):
+                if packet.dts is None and packet.pts is None and packet.size == 0:
+                    continue  # the flush at the end
+                is_cut = packet.pos is not None and packet.pos + packet.size > size_bytes
+                if packet.is_corrupt or is_cut:
+                    return None
+                if not packet.is_discard:
+                    times_s.append(seconds(packet.pts, stream.time_base))
+        except av.error.FFmpegError as error:
+            logger.warning("%s: container breaks off: %s", local_path, error)
+            return None
+        # Containers that keep a frame count announce more packets than there are when the file was cut.
+        if not times_s or None in times_s or len(times_s) < stream.frames:
+            return None
+    sorted_s = np.unique(np.array(times_s, dtype=np.float64))
+    return sorted_s if len(sorted_s) == len(times_s) else None
+
+
+def decoded_times(local_path: str) -> np.ndarray:
+    """Times [T] of the frames that a full decode yields; counted at the mean rate where the container has
+    none.
+    """
+    times_s: list[float] = []
+    with open_container(local_path) as container:
+        stream = video_stream(container)
+        for index, frame in enumerate(decode(container, stream)):
+            time_s = frame_time(frame, index, stream)
+            if not times_s or time_s > times_s[-1]:
+                times_s.append(time_s)
+    if not times_s:
+        raise ClipRejected("probe", "unreadable", "no frame decodes")
+    return np.array(times_s)
+
+
+def frame_time(frame: av.VideoFrame, count: int, stream: av.VideoStream) -> float:
+    """Container time of the `count`-th frame since the file's start."""
+    time_s = seconds(frame.pts, stream.time_base)
+    if time_s is not None:
+        return time_s
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    return float(count / rate)
