@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldline.model.chunks import chunk_spans
 from worldline.model.context_parallel import gather_frames
 
 
@@ -104,12 +105,6 @@ def softmax_attention(
         valid = None if frame_valid is None else _frames(frame_valid, read)
         outputs.append(_attend(local, _frames(keys, read), _frames(values, read), valid, scale))
     return torch.cat(outputs, dim=1), _next_cache(keys, values, frames, offset + total, span)
-
-
-def chunk_spans(chunks: Sequence[int]) -> list[tuple[int, int]]:
-    """(first frame, one past the last) of each run of equal chunk indices."""
-    starts = [t for t in range(len(chunks)) if t == 0 or chunks[t] != chunks[t - 1]]
-    return list(zip(starts, [*starts[1:], len(chunks)], strict=True))
 
 
 def _attend(
