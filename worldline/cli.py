@@ -1,0 +1,92 @@
+"""The `worldline` command: a table of subcommands, each a config dataclass and a `main(config) -> int` in its module.
+
+Nothing of a subcommand is imported before it is chosen. `worldline COMMAND --help` prints the text kept in
+`worldline/help/`, because building it means importing the whole annotator (a second or more); a test keeps the
+texts equal to what the configs say, and `python -m worldline.cli --write-help` writes them anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+
+class Command(NamedTuple):
+    module: str
+    """Has the config class and `main(config) -> int`."""
+    config: str
+    about: str
+
+
+COMMANDS = {
+    "annotate": Command("worldline.ray_jobs.annotate", "JobConfig", "videos to camera trajectories in Parquet, on Ray"),
+    "show": Command("worldline.datasets.show", "ShowConfig", "what a dataset folder holds"),
+    "export": Command("worldline.datasets.export", "ExportConfig", "one clip in another system's format"),
+    "score": Command("worldline.evaluate.score", "ScoreConfig", "a clip's errors against a true trajectory"),
+    "lint": Command("worldline.evaluate.lint", "LintConfig", "look for wrong axes, directions, origins and units"),
+    "demo": Command("worldline.ray_jobs.demo", "DemoConfig", "annotate two small videos and show what comes out"),
+}
+
+HELP_DIR = Path(__file__).resolve().parent / "help"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a subcommand; its exit status, or 2 for a command line that is not understood."""
+    argv = sys.argv[1:] if argv is None else argv
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(importlib.import_module("worldline").__version__)
+        return 0
+    if name not in COMMANDS:
+        print(f"worldline: no command {name!r}\n\n{_overview()}", file=sys.stderr)
+        return 2
+    kept = HELP_DIR / f"{name}.txt"
+    if {"-h", "--help"} & set(rest) and kept.exists():
+        print(kept.read_text(encoding="utf-8"), end="")
+        return 0
+    return _run(name, rest)
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10} {command.about}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: worldline COMMAND ... (worldline COMMAND --help tells more)", "", *lines])
+
+
+def _run(name: str, rest: list[str]) -> int:
+    import tyro
+
+    module = importlib.import_module(COMMANDS[name].module)
+    config = tyro.cli(getattr(module, COMMANDS[name].config), prog=f"worldline {name}", args=rest)
+    return module.main(config)
+
+
+def help_text(name: str) -> str:
+    """The subcommand's help as its config says it now, 100 columns wide and without colour."""
+    plain = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    printed = io.StringIO()
+    with mock.patch.dict(os.environ, plain), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        _run(name, ["--help"])
+    return "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n"
+
+
+def write_help() -> None:
+    """Writes the help text of every subcommand."""
+    HELP_DIR.mkdir(exist_ok=True)
+    for name in COMMANDS:
+        (HELP_DIR / f"{name}.txt").write_text(help_text(name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write-help"]:
+        write_help()
+    else:
+        sys.exit(main())
