@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from worldline.annotate.bundle import Bundle, BundleConfig, adjust, reprojection_errors
 from worldline.annotate.camera import invert
-from worldline.annotate.mapping import KeyframeMap
+from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.tracks import Tracks
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from worldline.annotate.all_frames import FramePoses, pose_all_frames
-from worldline.annotate.bundle import BundleConfig
 from worldline.annotate.camera import Intrinsics, compose, invert
 from worldline.annotate.degeneracy import DegeneracyConfig, RotationFit, fit_rotation, is_explained, is_static
-from worldline.annotate.mapping import KeyframeMap, Mapper, MappingConfig, map_keyframes
+from worldline.annotate.keyframe_map import KeyframeMap
+from worldline.annotate.mapping import Mapper, MappingConfig, map_keyframes
 from worldline.annotate.reconstruction import Reconstruction
+from worldline.annotate.refine import RefineConfig
 from worldline.annotate.tracks import TrackConfig, Tracks, track_points
 from worldline.annotate.uncertainty import FrameSigma, SigmaConfig, frame_sigmas
 from worldline.datasets.schema import ClipRejected
@@ -32,6 +33,7 @@ class GeometryConfig:
     tracks: TrackConfig = field(default_factory=TrackConfig)
     mapping: MappingConfig = field(default_factory=MappingConfig)
     degeneracy: DegeneracyConfig = field(default_factory=DegeneracyConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
     sigma: SigmaConfig = field(default_factory=SigmaConfig)
     min_frames: int = 8
     """Shorter scenes are labelled too_short."""
@@ -85,6 +87,7 @@ def estimate_geometry(
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
     if known is None:
         mapper.choose_lens()
+    mapper.polish([keyframe.grey for keyframe in tracks.keyframes], config.refine)
     poses = pose_all_frames(tracks, mapper.map, max_error_px=mapper.max_error_px)
     return _conclude(tracks, times, mapper, poses, config)
 

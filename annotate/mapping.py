@@ -9,6 +9,7 @@ since one fixed prior fails on narrow and on wide lenses alike.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -16,6 +17,8 @@ import numpy as np
 
 from worldline.annotate.bundle import Bundle, BundleConfig, adjust, reprojection_errors
 from worldline.annotate.camera import Intrinsics, invert, unproject
+from worldline.annotate.keyframe_map import KeyframeMap
+from worldline.annotate.refine import RefineConfig, find_again, refine_observations
 from worldline.annotate.tracks import Tracks
 from worldline.datasets.schema import ClipRejected
 
@@ -38,35 +41,10 @@ class MappingConfig:
     """Fewest inlier points from which a keyframe is posed."""
     window: int = 8
     """Keyframes that a local adjustment moves."""
+    num_lens_tracks: int = 1200
+    """Longest tracks from which the lens model is chosen."""
     lens_gain: float = 0.005
     """A distorted lens is believed when it lowers the robust cost by this share."""
-
-
-@dataclass
-class KeyframeMap:
-    """The state of a map over K keyframes and N tracks; filled by the mapper."""
-
-    cam_from_world: np.ndarray
-    """[K, 3, 4], NaN where not posed."""
-    points: np.ndarray
-    """[N, 3], NaN where not triangulated."""
-    focal_px: float
-    centre_px: np.ndarray
-    model: str
-    distortion: np.ndarray
-    kf_idx: np.ndarray
-    """[M] keyframe of each observation."""
-    track_idx: np.ndarray
-    """[M]"""
-    xy_px: np.ndarray
-    """[M, 2]"""
-    is_inlier: np.ndarray
-    """[M] bool"""
-
-    @property
-    def is_posed(self) -> np.ndarray:
-        """[K] bool"""
-        return np.isfinite(self.cam_from_world[:, 0, 0])
 
 
 def keyframe_observations(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,9 +102,14 @@ class Mapper:
     ) -> None:
         self.map, self.config = start, config
         self.max_error_px, self.known_focal = max_error_px, known_focal
-        order = np.argsort(start.kf_idx, kind="stable")
-        bounds = np.searchsorted(start.kf_idx[order], np.arange(len(start.cam_from_world) + 1))
-        self.rows_of_kf = [order[bounds[k] : bounds[k + 1]] for k in range(len(start.cam_from_world))]
+        self.index()
+
+    def index(self) -> None:
+        """Groups the observations by keyframe; to be called after the map gained some."""
+        num_kf = len(self.map.cam_from_world)
+        order = np.argsort(self.map.kf_idx, kind="stable")
+        bounds = np.searchsorted(self.map.kf_idx[order], np.arange(num_kf + 1))
+        self.rows_of_kf = [order[bounds[k] : bounds[k + 1]] for k in range(num_kf)]
 
     @staticmethod
     def of(start: KeyframeMap, config: MappingConfig, tracks: Tracks, *, known_focal: bool) -> Mapper:
@@ -204,9 +187,9 @@ class Mapper:
         mapper._triangulate(np.array([first, second]))
         for kf in range(first + 1, second):
             mapper._pose(kf)
-        mapper._adjust_all(max_iterations=8, free_focal=False)
+        mapper.adjust_all(max_iterations=8, free_focal=False)
         mapper._triangulate(np.arange(first, second + 1))
-        mapper._adjust_all(max_iterations=15)
+        mapper.adjust_all(max_iterations=15)
         mapper._drop_outliers()
         angle = mapper.median_angle_deg()
         if not mapper.map.is_posed[first : second + 1].all() or angle < self.config.min_start_angle_deg:
@@ -244,16 +227,16 @@ class Mapper:
             since_local += 1
             num_posed = int(self.map.is_posed.sum())
             if num_posed >= 1.35 * posed_at_adjustment + 2:
-                self._adjust_all(max_iterations=6)
+                self.adjust_all(max_iterations=6)
                 self._drop_outliers()
                 posed_at_adjustment, since_local = num_posed, 0
             elif since_local >= 2:
                 self._adjust_local(kf)
                 since_local = 0
-        self._adjust_all(max_iterations=15)
+        self.adjust_all(max_iterations=15)
         self._drop_outliers()
         self._triangulate(np.flatnonzero(self.map.is_posed))
-        self._adjust_all(max_iterations=15)
+        self.adjust_all(max_iterations=15)
         self._drop_outliers()
 
     def _next(self, failed: set[int]) -> int | None:
@@ -316,15 +299,7 @@ class Mapper:
         return np.ascontiguousarray(rays[:, :2] / rays[:, 2:])
 
     def _rays(self, rows: np.ndarray) -> np.ndarray:
-        distortion = tuple(self.map.distortion) if self.map.model != "pinhole" else ()
-        intrinsics = Intrinsics(
-            fxfycxcy_px=np.array([self.map.focal_px, self.map.focal_px, *self.map.centre_px]),
-            width=int(2 * self.map.centre_px[0]),
-            height=int(2 * self.map.centre_px[1]),
-            model=self.map.model,
-            distortion=distortion,
-        )
-        return unproject(self.map.xy_px[rows], intrinsics)
+        return unproject(self.map.xy_px[rows], self.map.intrinsics())
 
     def _triangulate(self, keyframes: np.ndarray) -> None:
         """Adds the points that the given posed keyframes see from far enough apart: the least-squares meeting of rays."""
@@ -389,7 +364,8 @@ class Mapper:
         )
         return bundle, (keyframes, tracks)
 
-    def _adjust_all(self, *, max_iterations: int, free_focal: bool = True) -> None:
+    def adjust_all(self, *, max_iterations: int, free_focal: bool = True) -> None:
+        """Adjusts all posed keyframes, all points and, unless it was given, the camera."""
         free_focal = free_focal and not self.known_focal
         config = BundleConfig(
             max_iterations=max_iterations,
@@ -410,25 +386,57 @@ class Mapper:
 
     def choose_lens(self) -> None:
         """Tries radial and fisheye distortion and keeps what the residuals demand: model comparison, not habit."""
-        bundle, (keyframes, tracks) = self._bundle(self._rows())
+        rows = self._longest_tracks(self.config.num_lens_tracks)
+        bundle, _ = self._bundle(rows)
         error = reprojection_errors(bundle)
         bundle = replace(bundle, sigma_px=max(float(np.median(error)) / 1.18, 1e-3))
-        plain = adjust(bundle, BundleConfig(free_focal=True, max_iterations=8))
+        plain = adjust(bundle, BundleConfig(free_focal=True, max_iterations=8, relative_tolerance=1e-4))
         best = plain
         for model in ("radial", "fisheye"):
+            # A fisheye with k1 = 1/3 is a pinhole to third order, so both start where the pinhole ended.
             start = replace(
                 plain, model=model, distortion=np.array([0.0 if model == "radial" else 1 / 3, 0.0])
             )
-            bent = adjust(start, BundleConfig(free_focal=True, free_distortion=True, max_iterations=12))
+            config = BundleConfig(
+                free_focal=True, free_distortion=True, max_iterations=12, relative_tolerance=1e-4
+            )
+            bent = adjust(start, config)
             if bent.cost < best.cost * (1 - self.config.lens_gain) and _is_monotonic(bent):
                 best = bent
-        self.map.model = best.model
-        self._take(best, keyframes, tracks)
+        self.map.model, self.map.distortion, self.map.focal_px = (
+            best.model,
+            best.distortion,
+            float(best.focal_px[0]),
+        )
         if best.model != "pinhole":
+            self.adjust_all(max_iterations=10)
             self._drop_outliers()
             self._triangulate(np.flatnonzero(self.map.is_posed))
-            self._adjust_all(max_iterations=10)
+
+    def polish(self, greys: Sequence[np.ndarray], config: RefineConfig) -> None:
+        """Aligns all observations to one patch per point, finds lost points again, and adjusts, until loops are closed."""
+        self.map = refine_observations(greys, self.map, config)
+        self.adjust_all(max_iterations=8)
+        self._drop_outliers()
+        for _ in range(config.num_rounds):
+            before = len(self.map.xy_px)
+            self.map = find_again(greys, self.map, config)
+            self.index()
+            self.adjust_all(max_iterations=8)
             self._drop_outliers()
+            if len(self.map.xy_px) - before < 0.01 * before:
+                break
+        self.map = refine_observations(greys, self.map, config)
+        self._triangulate(np.flatnonzero(self.map.is_posed))
+        self.adjust_all(max_iterations=12)
+        self._drop_outliers()
+
+    def _longest_tracks(self, count: int) -> np.ndarray:
+        """Inlier rows of the `count` tracks that most keyframes see."""
+        rows = self._rows()
+        length = np.bincount(self.map.track_idx[rows], minlength=len(self.map.points))
+        chosen = np.argsort(-length, kind="stable")[:count]
+        return rows[np.isin(self.map.track_idx[rows], chosen)]
 
     def adjusted_bundle(self) -> tuple[Bundle, np.ndarray]:
         """The map as an adjusted bundle whose sigma_px is the residuals' own (robust), and its keyframes [C]."""

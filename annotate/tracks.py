@@ -50,6 +50,8 @@ class Keyframe:
     """[K, 32] uint8 ORB descriptors."""
     rgb: np.ndarray
     """[K, 3] uint8 colour at each track."""
+    grey: np.ndarray
+    """[H, W] uint8 image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +139,8 @@ class _Tracker:
             num_tracks=self.num_tracks,
             frame_idx=np.repeat(np.arange(self.num_frames, dtype=np.int32), counts),
             track_idx=np.concatenate([idx for _, idx, _ in self.rows]).astype(np.int32),
-            xy_px=np.concatenate([xy for _, _, xy in self.rows]).astype(np.float32),
+            # OpenCV counts from the first pixel's centre, this product from its corner.
+            xy_px=np.concatenate([xy for _, _, xy in self.rows]).astype(np.float32) + np.float32(0.5),
             keyframes=tuple(self.keyframes),
             motion_px=np.array(self.motion),
             is_lost=np.array(self.lost),
@@ -227,5 +230,6 @@ class _Tracker:
                 track_idx=self.idx[order],
                 descriptors=np.zeros((0, 32), np.uint8) if descriptors is None else descriptors,
                 rgb=rgb[rows, columns],
+                grey=grey,
             )
         )

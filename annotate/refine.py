@@ -1,0 +1,279 @@
+"""Sharper and longer tracks: a keyframe map and its images in, sub-pixel observations of every visible point out.
+
+Lucas-Kanade from frame to frame drifts and knows nothing of scale or slant. Once poses and depths are known, each point's patch
+in a reference keyframe can be warped into any other keyframe (plane parallel to the reference image) and aligned there
+directly: inverse-compositional alignment (Baker & Matthews 2004) on patches normalised for gain and bias. The same search, at
+the predicted place, finds points again that their track had lost: this closes loops inside the clip without descriptors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from worldline.annotate.camera import invert, project, transform, unproject
+from worldline.annotate.keyframe_map import KeyframeMap
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefineConfig:
+    """Settings of the alignment."""
+
+    half_px: int = 5
+    """Patches have 2 half_px + 1 pixels a side."""
+    num_iterations: int = 6
+    min_correlation: float = 0.8
+    """Patches that correlate less (zero-mean, normalised) are not the same place."""
+    max_shift_px: float = 3.0
+    """An alignment that ends further from where it began is not trusted."""
+    max_turn_deg: float = 30.0
+    """Largest angle between the rays under which a point is looked for again."""
+    max_new: int = 300
+    """Points looked for again per keyframe."""
+    num_rounds: int = 2
+    """Times points are looked for again, each after an adjustment: drift shrinks from one to the next."""
+    num_reference_gap: int = 3
+    """Keyframes this close to a point's own observations are not searched: tracking has just lost it there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _References:
+    """One reference patch per point."""
+
+    row: np.ndarray
+    """[N] observation that is the reference; -1 where the point has none."""
+    patch: np.ndarray
+    """[N, S] normalised grey values."""
+    gradient: np.ndarray
+    """[N, S, 2]"""
+    hessian_inverse: np.ndarray
+    """[N, 2, 2]; NaN where the patch has no corner in it."""
+
+
+def refine_observations(
+    greys: Sequence[np.ndarray], keyframe_map: KeyframeMap, config: RefineConfig
+) -> KeyframeMap:
+    """Re-aligns all inlier observations to one reference patch per point.
+
+    greys: one [H, W] uint8 image per keyframe. Observations that cannot be aligned keep their place. The map's poses and points
+    are not changed: adjust them after.
+    """
+    references = _references(greys, keyframe_map, config)
+    xy = keyframe_map.xy_px.copy()
+    for kf in np.flatnonzero(keyframe_map.is_posed):
+        rows = np.flatnonzero((keyframe_map.kf_idx == kf) & keyframe_map.is_inlier)
+        track = keyframe_map.track_idx[rows]
+        rows = rows[(references.row[track] >= 0) & (references.row[track] != rows)]
+        if len(rows) == 0:
+            continue
+        track = keyframe_map.track_idx[rows]
+        warp, _ = _warps(keyframe_map, references, track, kf)
+        found, score = _align(greys[kf], references, track, warp, xy[rows], config)
+        shift = np.linalg.norm(found - xy[rows], axis=1)
+        good = (score > config.min_correlation) & (shift < config.max_shift_px)
+        xy[rows[good]] = found[good]
+    return replace(keyframe_map, xy_px=xy)
+
+
+def find_again(greys: Sequence[np.ndarray], keyframe_map: KeyframeMap, config: RefineConfig) -> KeyframeMap:
+    """Adds observations of points in keyframes that should see them but whose tracks do not reach there."""
+    references = _references(greys, keyframe_map, config)
+    halves = [cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for grey in greys]
+    half_references = _references(halves, keyframe_map, config, scale=0.5)
+    added: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    observed_by = [keyframe_map.track_idx[keyframe_map.kf_idx == k] for k in range(len(greys))]
+    for kf in np.flatnonzero(keyframe_map.is_posed):
+        track = _candidates(keyframe_map, references, observed_by, int(kf), config)
+        if len(track) == 0:
+            continue
+        warp, predicted = _warps(keyframe_map, references, track, kf)
+        rough, score = _align(halves[kf], half_references, track, warp, predicted / 2, config)
+        ok = score > 0.7 * config.min_correlation
+        if not ok.any():
+            continue
+        found, score = _align(greys[kf], references, track[ok], warp[ok], rough[ok] * 2, config)
+        good = score > config.min_correlation
+        good &= _agrees(found - predicted[ok], found, good)
+        if good.sum() >= 8:
+            added.append((np.full(int(good.sum()), kf), track[ok][good], found[good]))
+    if not added:
+        return keyframe_map
+    return replace(
+        keyframe_map,
+        kf_idx=np.concatenate([keyframe_map.kf_idx, *(kf for kf, _, _ in added)]),
+        track_idx=np.concatenate([keyframe_map.track_idx, *(track for _, track, _ in added)]),
+        xy_px=np.concatenate([keyframe_map.xy_px, *(xy for _, _, xy in added)]),
+        is_inlier=np.concatenate(
+            [keyframe_map.is_inlier, *(np.ones(len(kf), dtype=bool) for kf, _, _ in added)]
+        ),
+    )
+
+
+def _agrees(offset: np.ndarray, xy: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Whether a found point is off its prediction as its neighbours in the image are: drift is smooth, mistakes are not."""
+    result = np.zeros(len(offset), dtype=bool)
+    rows = np.flatnonzero(valid)
+    if len(rows) < 8:
+        return result
+    distance = np.linalg.norm(xy[rows, None] - xy[None, rows], axis=2)
+    nearest = np.argsort(distance, axis=1)[:, 1:8]
+    local = np.median(offset[rows][nearest], axis=1)
+    result[rows] = np.linalg.norm(offset[rows] - local, axis=1) < 1.5
+    return result
+
+
+def _candidates(
+    keyframe_map: KeyframeMap,
+    references: _References,
+    observed_by: list[np.ndarray],
+    kf: int,
+    config: RefineConfig,
+) -> np.ndarray:
+    """Tracks whose point should show in keyframe `kf`, near in view and scale to its reference, and has no observation there."""
+    near = range(
+        max(0, kf - config.num_reference_gap), min(len(observed_by), kf + config.num_reference_gap + 1)
+    )
+    free = np.isfinite(keyframe_map.points[:, 0]) & (references.row >= 0)
+    free &= np.isfinite(references.hessian_inverse[:, 0, 0])
+    for other in near:
+        free[observed_by[other]] = False
+    track = np.flatnonzero(free)
+    cam_from_world = keyframe_map.cam_from_world[kf]
+    in_cam = transform(cam_from_world, keyframe_map.points[track])
+    pixels = project(in_cam, keyframe_map.intrinsics())
+    size = 2 * keyframe_map.centre_px
+    margin = 12.0
+    inside = np.isfinite(pixels[:, 0]) & np.all((pixels > margin) & (pixels < size - margin), axis=1)
+    reference_kf = keyframe_map.kf_idx[references.row[track]]
+    reference_cam = keyframe_map.cam_from_world[reference_kf]
+    depth = (
+        np.einsum("nj,nj->n", reference_cam[:, 2, :3], keyframe_map.points[track]) + reference_cam[:, 2, 3]
+    )
+    ratio = in_cam[:, 2] / np.maximum(depth, 1e-9)
+    to_point = keyframe_map.points[track] - invert(cam_from_world)[:, 3]
+    to_point_reference = keyframe_map.points[track] - invert(reference_cam)[:, :, 3]
+    cosine = np.einsum("ni,ni->n", to_point, to_point_reference)
+    cosine /= np.linalg.norm(to_point, axis=1) * np.linalg.norm(to_point_reference, axis=1)
+    roll = np.einsum("j,nj->n", cam_from_world[0, :3], reference_cam[:, 0, :3])
+    ok = (
+        inside
+        & (ratio > 0.6)
+        & (ratio < 1.7)
+        & (cosine > np.cos(np.radians(config.max_turn_deg)))
+        & (roll > 0.7)
+    )
+    track = track[ok]
+    if len(track) > config.max_new:
+        length = np.bincount(
+            keyframe_map.track_idx, keyframe_map.is_inlier, minlength=len(keyframe_map.points)
+        )
+        track = track[np.argsort(-length[track], kind="stable")[: config.max_new]]
+    return track
+
+
+def _references(
+    greys: Sequence[np.ndarray], keyframe_map: KeyframeMap, config: RefineConfig, *, scale: float = 1.0
+) -> _References:
+    """The middle inlier observation of each point, its normalised patch and what the alignment needs of it."""
+    num_tracks = len(keyframe_map.points)
+    usable = keyframe_map.is_inlier & keyframe_map.is_posed[keyframe_map.kf_idx]
+    usable &= np.isfinite(keyframe_map.points[keyframe_map.track_idx, 0])
+    rows = np.flatnonzero(usable)
+    rows = rows[np.lexsort((keyframe_map.kf_idx[rows], keyframe_map.track_idx[rows]))]
+    begins = np.flatnonzero(np.diff(keyframe_map.track_idx[rows], prepend=-1))
+    counts = np.diff(np.append(begins, len(rows)))
+    reference = np.full(num_tracks, -1)
+    middle = rows[begins + counts // 2]
+    reference[keyframe_map.track_idx[middle]] = middle
+    side = 2 * config.half_px + 1
+    patch = np.zeros((num_tracks, side * side), dtype=np.float32)
+    gradient = np.zeros((num_tracks, side * side, 2), dtype=np.float32)
+    wide = _grid(config.half_px + 1)
+    for kf in np.unique(keyframe_map.kf_idx[middle]):
+        at = middle[keyframe_map.kf_idx[middle] == kf]
+        values = _sample(greys[kf], keyframe_map.xy_px[at, None] * scale + wide).reshape(
+            -1, side + 2, side + 2
+        )
+        track = keyframe_map.track_idx[at]
+        inner = values[:, 1:-1, 1:-1].reshape(len(at), -1)
+        spread = np.maximum(inner.std(axis=1), 1.0)
+        patch[track] = (inner - inner.mean(axis=1)[:, None]) / spread[:, None]
+        by_x = (values[:, 1:-1, 2:] - values[:, 1:-1, :-2]).reshape(len(at), -1) / 2
+        by_y = (values[:, 2:, 1:-1] - values[:, :-2, 1:-1]).reshape(len(at), -1) / 2
+        gradient[track] = np.stack([by_x, by_y], axis=2) / spread[:, None, None]
+    hessian = np.einsum("nsi,nsj->nij", gradient, gradient)
+    determinant = hessian[:, 0, 0] * hessian[:, 1, 1] - hessian[:, 0, 1] ** 2
+    good = determinant > 1.0
+    inverse = np.full((num_tracks, 2, 2), np.nan)
+    inverse[good] = np.linalg.inv(hessian[good])
+    return _References(reference, patch, gradient, inverse)
+
+
+def _warps(
+    keyframe_map: KeyframeMap, references: _References, track: np.ndarray, kf: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Affine warps [n, 2, 2] from reference patch to keyframe, and the predicted pixels [n, 2]."""
+    row = references.row[track]
+    reference_cam = keyframe_map.cam_from_world[keyframe_map.kf_idx[row]]
+    intrinsics = keyframe_map.intrinsics()
+    depth = (
+        np.einsum("nj,nj->n", reference_cam[:, 2, :3], keyframe_map.points[track]) + reference_cam[:, 2, 3]
+    )
+    step = 2.0
+    offsets = np.array([[0.0, 0.0], [step, 0.0], [0.0, step]])
+    rays = unproject(keyframe_map.xy_px[row, None] + offsets, intrinsics)
+    in_reference = rays / rays[:, :, 2:] * depth[:, None, None]
+    in_world = transform(invert(reference_cam), in_reference)
+    pixels = project(transform(keyframe_map.cam_from_world[kf], in_world), intrinsics)
+    warp = np.stack([pixels[:, 1] - pixels[:, 0], pixels[:, 2] - pixels[:, 0]], axis=2) / step
+    predicted = project(transform(keyframe_map.cam_from_world[kf], keyframe_map.points[track]), intrinsics)
+    return np.nan_to_num(warp), np.nan_to_num(predicted, nan=-100.0)
+
+
+def _align(
+    grey: np.ndarray,
+    references: _References,
+    track: np.ndarray,
+    warp: np.ndarray,
+    start: np.ndarray,
+    config: RefineConfig,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Aligned pixels [n, 2] and their normalised correlation [n], from the given start."""
+    grid = _grid(config.half_px) @ warp.transpose(0, 2, 1)  # [n, S, 2]
+    xy = start.copy()
+    patch, gradient, inverse = (
+        references.patch[track],
+        references.gradient[track],
+        references.hessian_inverse[track],
+    )
+    for _ in range(config.num_iterations):
+        values = _normalised(_sample(grey, xy[:, None] + grid))
+        slope = np.einsum("nsi,ns->ni", gradient, values - patch)
+        step = np.einsum("nij,nj->ni", inverse, slope)
+        step = np.clip(np.nan_to_num(step), -1.5, 1.5)
+        xy -= np.einsum("nij,nj->ni", warp, step)
+    values = _normalised(_sample(grey, xy[:, None] + grid))
+    score = np.mean(values * patch, axis=1)
+    return xy, np.where(np.isfinite(inverse[:, 0, 0]), score, -1.0)
+
+
+def _normalised(values: np.ndarray) -> np.ndarray:
+    centred = values - values.mean(axis=1, keepdims=True)
+    return centred / np.maximum(centred.std(axis=1, keepdims=True), 1.0)
+
+
+def _grid(half: int) -> np.ndarray:
+    """Offsets [(2 half + 1)^2, 2] of a patch, row by row."""
+    line = np.arange(-half, half + 1, dtype=np.float64)
+    return np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+
+
+def _sample(grey: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Bilinear grey values [n, S] float32 at pixels [n, S, 2]; OpenCV counts from the first pixel's centre."""
+    at = (pixels - 0.5).astype(np.float32)
+    return cv2.remap(grey, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(
+        np.float32
+    )
