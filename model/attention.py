@@ -281,7 +281,7 @@ class CrossAttention(nn.Module):
         out = F.scaled_dot_product_attention(
             queries.to(values.dtype), keys.to(values.dtype), values, attn_mask=text_mask[:, None, None]
         )
-        return self.out(out.transpose(1, 2).flatten(2)).view_as(x)
+        return self.out(out.transpose(1, 2).flatten(2)).reshape(x.shape)
 
 
 def _inflation(in_ray_space: Tensor, plain: Tensor) -> Tensor:
