@@ -1,8 +1,8 @@
 """A kind of camera motion and the free space of a scene in, exact poses at any time out.
 
-Paths are smooth functions of time, so that they can be sampled between frames for motion blur. Scene frame: x east,
-y north, z up, metres; headings are radians clockwise from y as seen from above; a camera looks along its z axis
-(OpenCV axes, as in annotate/camera.py).
+Paths are smooth functions of time, so that they can be sampled between frames for motion blur. Scene frame:
+x east, y north, z up, metres; headings are radians clockwise from y as seen from above; a camera looks along
+its z axis (OpenCV axes, as in annotate/camera.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SPEED_M_S = {
     "straight": 1.0,
     "backtrack": 0.8,
 }
-"""Usual speed of the motions that have one."""
+"""Usual speed of the motions that have one; that of walking belongs to the scene."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class FreeSpace:
     """Where a camera may go in a scene, and what there is to look at."""
 
     route_in_scene: np.ndarray
-    """[K, 3] ground points, K >= 4, of a smooth line that walkers and drivers follow; they start at the first."""
+    """[K, 3] ground points, K >= 4, of a smooth line that walkers and drivers follow from its first point."""
     is_closed: bool
     """Whether the route returns to its start (the first point is not repeated)."""
     eye_height_m: float
@@ -40,6 +40,10 @@ class FreeSpace:
     """Radius around the start, at eye height, that is free of obstacles."""
     ahead_m: float
     """Free distance straight ahead of the start."""
+    walking_m_s: float
+    """How fast people walk here: 1.4 in the open, half of that around furniture."""
+    gaze_rad: float = 0.0
+    """Direction in which walkers look, relative to the route's heading: 0 is ahead, -pi/2 is left."""
     looks_at_target: bool
     """Whether a camera at the start looks at the target rather than along the route."""
 
@@ -85,8 +89,10 @@ class CameraPath:
         rng = np.random.default_rng([seed, PATHS.index(kind)])
         self._motion = _MOTIONS[kind]
         self._space = space
+        self._eye = np.array([0.0, 0.0, space.eye_height_m])
         self._duration_s = max(duration_s, 1e-3)
-        self._speed_m_s = SPEED_M_S.get(kind, 1.0) if speed_m_s is None else speed_m_s
+        usual_m_s = space.walking_m_s if kind == "walking" else SPEED_M_S.get(kind, 0.0)
+        self._speed_m_s = usual_m_s if speed_m_s is None else speed_m_s
         self._route = _Route(space.route_in_scene, space.is_closed)
         self._wander = _wobble(rng, (0.05, 0.35), 3)
         self._gaze = _wobble(rng, (0.05, 0.3), 2)
@@ -99,7 +105,7 @@ class CameraPath:
 
     def _start(self) -> tuple[np.ndarray, float, float]:
         """Position [3], heading and pitch in radians."""
-        position = self._route.position(np.zeros(1))[0] + [0, 0, self._space.eye_height_m]
+        position = self._route.position(np.zeros(1))[0] + self._eye
         if not self._space.looks_at_target:
             return position, float(self._route.heading(np.zeros(1))[0]), 0.0
         heading, pitch = _look_at(position[None], self._space.target_in_scene)
@@ -142,7 +148,8 @@ class CameraPath:
         """Along the route with the bob and sway of steps; the head looks about."""
         motion, look = self._along_route(self._speed_m_s * times_s), self._gaze(times_s)
         step = 2 * np.pi * 1.9 * times_s
-        side = np.stack([np.cos(motion.heading_rad), -np.sin(motion.heading_rad), 0 * times_s], axis=-1)
+        heading = self._route.heading(self._speed_m_s * times_s)
+        side = np.stack([np.cos(heading), -np.sin(heading), 0 * times_s], axis=-1)
         bob = np.stack([0 * times_s, 0 * times_s, 0.022 * np.sin(step)], axis=-1)
         walker = Motion(
             position_in_scene=motion.position_in_scene + bob + 0.018 * np.sin(step / 2)[:, None] * side,
@@ -163,7 +170,7 @@ class CameraPath:
         )
 
     def _orbiting(self, times_s: np.ndarray) -> Motion:
-        """Around the target at constant distance, to and fro within 35 degrees to either side, looking at it."""
+        """Around the target at constant distance, up to 35 degrees to either side, looking at it."""
         start, _, _ = self._start()
         target = self._space.target_in_scene
         offset = start - target
@@ -206,7 +213,7 @@ class CameraPath:
         )
 
     def _loop(self, times_s: np.ndarray) -> Motion:
-        """Once around a circle within reach, turning once around as well: the last view meets the first again."""
+        """Once around a circle, turning once as well: the last view meets the first. Give it 10 s or more."""
         base = self._fixed(times_s)
         turn = 2 * np.pi * times_s / self._duration_s
         radius = 0.8 * self._space.reach_m
@@ -260,14 +267,14 @@ class CameraPath:
 
     def _along_route(self, arc_m: np.ndarray) -> Motion:
         return Motion(
-            position_in_scene=self._route.position(arc_m) + [0, 0, self._space.eye_height_m],
-            heading_rad=self._route.heading(arc_m),
+            position_in_scene=self._route.position(arc_m) + self._eye,
+            heading_rad=self._route.heading(arc_m) + self._space.gaze_rad,
             pitch_rad=self._route.slope(arc_m),
             roll_rad=np.zeros(len(arc_m)),
         )
 
     def _held(self, times_s: np.ndarray, motion: Motion, strength: float = 1.0) -> Motion:
-        """The motion with the unsteadiness of hands: millimetres and half a degree at 1-3 Hz, a finer 9 Hz tremor."""
+        """The motion with unsteady hands: millimetres and half a degree at 1-3 Hz, a finer tremor at 9 Hz."""
         shake, tremble = strength * self._shake(times_s), strength * self._tremble(times_s)
         turn = np.radians(0.45) * shake[:, 3:] + np.radians(0.04) * tremble
         return Motion(

@@ -1,7 +1,8 @@
 """A configuration in, a rendered video with exact camera poses, intrinsics and depth out.
 
-Scenes are textured like real ones and of real size; everything follows from the seed. Used by tests, the demo, the
-benchmarks and as training data whose geometry is known. Rendering needs the extra `worldline[render]` and no GPU.
+Scenes are textured like real ones and of real size; everything follows from the seed. Used by tests, the demo
+and the benchmarks, and as training data whose geometry is known. Needs the extra `worldline[render]` and no
+GPU.
 
     clip = write_clip(SyntheticConfig(scene="street", path="driving"), Path("out"))
     python -m worldline.datasets.synthetic --scene room --path walking --out out
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import sys
 import time
@@ -20,20 +20,31 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
 import tyro
 
-from worldline.annotate.camera import CAMERA_MODELS, Intrinsics, compose, invert, quat_xyzw_from_rotation
-from worldline.datasets.camera_paths import PATHS, SPEED_M_S, CameraPath, scene_from_cam
+from worldline.annotate.camera import Intrinsics, compose, invert, quat_xyzw_from_rotation
+from worldline.datasets.camera_paths import SPEED_M_S, CameraPath, scene_from_cam
+from worldline.datasets.synthetic_config import SyntheticConfig, Truth
 from worldline.datasets.synthetic_lens import Lens
 from worldline.datasets.synthetic_mesh import FIRST_MOVING
 from worldline.datasets.synthetic_movers import Movers
 from worldline.datasets.synthetic_renderer import Renderer
-from worldline.datasets.synthetic_scenes import SCENES, build_scene
+from worldline.datasets.synthetic_scenes import build_scene
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "ClipRenderer",
+    "SyntheticClip",
+    "SyntheticConfig",
+    "Truth",
+    "load_clip",
+    "render_clip",
+    "truth_of",
+    "write_clip",
+]
 
 TICKS_PER_S = 90_000
 """The container's clock: 30, 29.97, 25, 24 and 16 frames/s all fall on whole ticks."""
@@ -42,94 +53,6 @@ _BLUR_SAMPLES = 8
 
 Frame = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(image [H, W, 3] uint8 RGB, depth_m [H, W] float32, is_moving [H, W] bool)"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SyntheticConfig:
-    """One rendered clip."""
-
-    scene: str = "room"
-    """room, desk, corridor, plane, street or outdoor."""
-    path: str = "handheld"
-    """static, handheld, walking, driving, orbiting, pure_rotation, zooming, dolly, straight, loop, backtrack, spline."""
-    seed: int = 0
-    """Decides the scene, the path and the noise."""
-    width: int = 640
-    """Pixels, even (4:2:0 video)."""
-    height: int = 360
-    """Pixels, even."""
-    fps: float = 30.0
-    """Frames per second."""
-    num_frames: int = 90
-    """Frames; loop, dolly and backtrack stretch to fill them."""
-    fov_x_deg: float = 65.0
-    """Horizontal field of view at the start, lens distortion included; a phone's main camera sees 65-70."""
-    pixel_aspect: float = 1.0
-    """fy / fx."""
-    principal_offset_px: tuple[float, float] = (0.0, 0.0)
-    """Principal point minus image centre."""
-    camera_model: str = "pinhole"
-    """pinhole, radial or fisheye."""
-    distortion: tuple[float, ...] = ()
-    """The lens model's (k1, k2); empty for pinhole."""
-    zoom: float | None = None
-    """Final focal length over the first; None: 1.6 on the zooming path, 1 on the others."""
-    speed_m_s: float | None = None
-    """Speed of walking, driving, orbiting, dolly, straight and backtrack; None: the path's own usual speed."""
-    num_moving: int = 0
-    """People (cars where the camera drives) that move through the view."""
-    moving_share: float = 0.06
-    """Share of the image that they cover together, roughly; 0.4 makes one a large moving foreground."""
-    motion_blur: float = 0.0
-    """Exposure time over frame time, 0-1; the exposure is centred on the time stamp."""
-    noise: float = 0.0
-    """Standard deviation of sensor noise in grey levels; 3-8 is a dim room."""
-    flicker: float = 0.0
-    """Relative amplitude of exposure changes; 0.1 is a nervous auto-exposure."""
-    texture_contrast: float = 1.0
-    """Scales each texture's deviation from its mean colour; 0.1 leaves bare, low-texture surfaces."""
-    crf: int = 16
-    """x264 quality: 12 is near lossless, 23 web video."""
-    depth_every: int = 0
-    """Writes the depth of every n-th frame as a 16-bit PNG in millimetres; 0: none."""
-
-    def __post_init__(self) -> None:
-        if self.scene not in SCENES:
-            raise ValueError(f"scene {self.scene!r}: known are {list(SCENES)}")
-        if self.path not in PATHS:
-            raise ValueError(f"path {self.path!r}: known are {list(PATHS)}")
-        if self.path == "driving" and self.scene != "street":
-            raise ValueError("driving needs the street scene")
-        if self.width < 16 or self.height < 16 or self.width % 2 or self.height % 2:
-            raise ValueError(f"size {self.width}x{self.height}: both even and at least 16")
-        if self.fps <= 0 or self.num_frames < 1:
-            raise ValueError("fps and num_frames must be positive")
-        if not 5 <= self.fov_x_deg <= 160:
-            raise ValueError(f"fov_x_deg {self.fov_x_deg}: between 5 and 160")
-        if self.camera_model not in CAMERA_MODELS or len(self.distortion) != CAMERA_MODELS[self.camera_model]:
-            raise ValueError(
-                f"camera {self.camera_model!r} with distortion {self.distortion}: see CAMERA_MODELS"
-            )
-        if not 0 <= self.motion_blur <= 1 or self.noise < 0 or self.flicker < 0 or self.texture_contrast < 0:
-            raise ValueError("motion_blur in 0-1; noise, flicker and texture_contrast not negative")
-        if self.num_moving < 0 or not 0 < self.moving_share < 1:
-            raise ValueError("num_moving not negative; moving_share between 0 and 1")
-        if self.zoom is not None and self.zoom <= 0:
-            raise ValueError("zoom must be positive")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Truth:
-    """What is exactly known about a rendered clip."""
-
-    timestamps_s: np.ndarray
-    """[T] float64, as in the container."""
-    world_from_cam: np.ndarray
-    """[T, 3, 4] float64 metres; the first is the identity."""
-    intrinsics: Intrinsics
-    """fxfycxcy_px [T, 4] with size and lens."""
-    gravity_in_world: np.ndarray
-    """[3] unit vector, downwards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,14 +82,17 @@ class SyntheticClip:
         """
         if not self.depth_path(frame_idx).is_file():
             raise ValueError(f"no depth stored for frame {frame_idx}: see depth_every")
-        return cv2.imread(str(self.depth_path(frame_idx)), cv2.IMREAD_UNCHANGED).astype(np.float32) / 1000
+        depth_mm = cv2.imread(str(self.depth_path(frame_idx)), cv2.IMREAD_UNCHANGED)
+        if depth_mm is None:
+            raise ValueError(f"{self.depth_path(frame_idx)}: not a readable image")
+        return depth_mm.astype(np.float32) / 1000
 
 
 class ClipRenderer:
     """Renders any frame of one clip; a context manager. Frames do not depend on the order of the calls."""
 
     def __init__(self, config: SyntheticConfig) -> None:
-        """Raises MissingBackend without moderngl or an EGL driver, ValueError where the lens cannot be rendered."""
+        """Raises MissingBackend without moderngl or EGL, ValueError where the lens cannot be rendered."""
         self.config = config
         ticks = np.round(np.arange(config.num_frames) * TICKS_PER_S / config.fps)
         times_s = ticks / TICKS_PER_S
@@ -211,24 +137,29 @@ class ClipRenderer:
     def image(self, frame_idx: int) -> np.ndarray:
         """[H, W, 3] uint8 RGB."""
         config, time_s = self.config, float(self.truth.timestamps_s[frame_idx])
-        if config.motion_blur > 0:
-            shutter = (np.arange(_BLUR_SAMPLES) + 0.5) / _BLUR_SAMPLES - 0.5
-            times = time_s + shutter * config.motion_blur / config.fps
-            image = np.mean([self._image_at(float(t)) for t in times], axis=0, dtype=np.float32)
-        else:
-            image = self._image_at(time_s)
-        if config.noise == 0 and config.flicker == 0:
-            return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+        if config.motion_blur == 0 and config.noise == 0 and config.flicker == 0:
+            return self._image_at(time_s)
+        image = self._exposed(time_s)
         rng = np.random.default_rng([config.seed, frame_idx, 7])
         slow = math.sin(2 * math.pi * 0.6 * time_s + config.seed)
-        gain = 1 + config.flicker * (0.7 * slow + 0.3 * rng.uniform(-1, 1))
-        noisy = image * np.float32(gain)
+        image *= 1 + config.flicker * (0.7 * slow + 0.3 * rng.uniform(-1, 1))
         if config.noise > 0:
-            noisy = noisy + np.float32(config.noise) * rng.standard_normal(image.shape, dtype=np.float32)
-        return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+            image += np.float32(config.noise) * rng.standard_normal(image.shape, dtype=np.float32)
+        return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+    def _exposed(self, time_s: float) -> np.ndarray:
+        """[H, W, 3] float32: the mean over the time the shutter is open, centred on time_s."""
+        config = self.config
+        if config.motion_blur == 0:
+            return self._image_at(time_s).astype(np.float32)
+        shutter = (np.arange(_BLUR_SAMPLES) + 0.5) / _BLUR_SAMPLES - 0.5
+        total = np.zeros((config.height, config.width, 3), np.float32)
+        for offset in shutter * config.motion_blur / config.fps:
+            total += self._image_at(time_s + float(offset))
+        return total / _BLUR_SAMPLES
 
     def depth_and_mask(self, frame_idx: int) -> tuple[np.ndarray, np.ndarray]:
-        """Depth along z [H, W] float32 in metres at pixel centres, inf in the sky, and is_moving [H, W] bool."""
+        """Depth along z [H, W] float32 in metres at pixel centres (inf: sky), and is_moving [H, W] bool."""
         time_s = float(self.truth.timestamps_s[frame_idx])
         camera, lens = self._camera_at(time_s)
         depth_m, objects = self._renderer.depth(
@@ -320,8 +251,9 @@ def write_clip(config: SyntheticConfig, folder: Path) -> SyntheticClip:
 
 def load_clip(folder: Path) -> SyntheticClip:
     """Reads what `write_clip` wrote."""
-    stored = json.loads((folder / "camera.json").read_text())["config"]
-    config = SyntheticConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+    stored: dict[str, Any] = json.loads((folder / "camera.json").read_text())["config"]
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    config = SyntheticConfig(**fields)
     with np.load(folder / "truth.npz") as data:
         intrinsics = Intrinsics(
             fxfycxcy_px=data["fxfycxcy_px"],
@@ -375,9 +307,9 @@ def _focal_px(config: SyntheticConfig) -> float:
 
 
 def _route_length_m(config: SyntheticConfig, duration_s: float) -> float:
-    """How far the clip's camera travels along its route."""
-    speed = config.speed_m_s if config.speed_m_s is not None else SPEED_M_S.get(config.path, 0.0)
-    return speed * duration_s
+    """How far the clip's camera may travel along its route: open scenes are built that long."""
+    usual_m_s = 1.4 if config.path == "walking" else SPEED_M_S.get(config.path, 0.0)
+    return duration_s * (usual_m_s if config.speed_m_s is None else config.speed_m_s)
 
 
 def _with_contrast(textures: np.ndarray, contrast: float) -> np.ndarray:

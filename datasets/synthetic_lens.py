@@ -16,8 +16,8 @@ _MAX_SOURCE_PIXELS = 20_000_000
 class Lens:
     """Bends pinhole images as a `radial` or `fisheye` camera sees them, exactly by camera.unproject.
 
-    The pinhole image covers every ray of the output at no less than the output's resolution, so nothing is invented;
-    colour is sampled at 2 x 2 points a pixel and averaged.
+    The pinhole image covers every ray of the output at no less than the output's resolution, so nothing is
+    invented; colour is sampled at 2 x 2 points a pixel and averaged.
     """
 
     def __init__(self, camera: Intrinsics) -> None:
@@ -45,7 +45,7 @@ class Lens:
         return cv2.resize(fine, self._size, interpolation=cv2.INTER_AREA)
 
     def depth(self, source_depth_m: np.ndarray) -> np.ndarray:
-        """[H, W] depth along z: exact on planes, where 1/z is linear; at edges the nearest sample, never a mixture."""
+        """[H, W] depth along z: exact on planes, where 1/z is linear; at edges the nearest sample."""
         inverse = 1 / source_depth_m
         linear = cv2.remap(inverse, *self._coarse, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         nearest = cv2.remap(inverse, *self._coarse, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)

@@ -14,11 +14,14 @@ STATIC, SKY, FIRST_MOVING = 0, 1, 2
 NUM_VARIANTS = 24
 """Different textures of each kind that scenes draw from."""
 
+_PALETTE_SIZE = 4
+"""Textures of one kind in one scene: bounds its memory and the time to make it."""
+
 _SUN = np.array([0.35, -0.45, 0.82])
 
 
 class Mesh:
-    """Collects textured triangles; corners of a face go top-left, top-right, bottom-right, bottom-left as seen.
+    """Collects textured triangles; corners of a face go clockwise from its top-left as seen.
 
     Frame: x east, y north, z up, metres.
     """
@@ -28,12 +31,17 @@ class Mesh:
         self._parts: list[np.ndarray] = []
         self._layer_of: dict[tuple[str, int], int] = {}
         self._textures: list[Texture] = []
+        self._palettes: dict[str, np.ndarray] = {}
         self.texture(macro, number=0)
 
     def texture(self, make: Callable[[np.random.Generator], Texture], number: int | None = None) -> int:
         """Layer number of a texture of this kind; a random variant unless a number is given."""
-        number = int(self.rng.integers(NUM_VARIANTS)) if number is None else number
-        key = (make.__name__, number)
+        name = make.__name__
+        if number is None:
+            if name not in self._palettes:
+                self._palettes[name] = self.rng.choice(NUM_VARIANTS, size=_PALETTE_SIZE, replace=False)
+            number = int(self.rng.choice(self._palettes[name]))
+        key = (name, number)
         if key not in self._layer_of:
             self._layer_of[key] = len(self._textures)
             self._textures.append(variant(make, number))
@@ -56,7 +64,7 @@ class Mesh:
         tint: float | np.ndarray = 1.0,
         object_idx: int = STATIC,
     ) -> None:
-        """Adds quads: corners [Q, 4, 3], uv [Q, 4, 2]; tint scales the texture's colour (scalar or [Q, 4, 3])."""
+        """Adds quads: corners [Q, 4, 3], uv [Q, 4, 2]; tint scales the colour (scalar or rgb [3])."""
         right, down = corners[:, 1] - corners[:, 0], corners[:, 3] - corners[:, 0]
         normal = -np.cross(right, down)
         normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
@@ -77,7 +85,7 @@ class Mesh:
         tint: float | np.ndarray = 1.0,
         object_idx: int = STATIC,
     ) -> None:
-        """Adds one face; its print fills it, or a material repeats every `tile_m` metres from a random offset."""
+        """Adds one face: its print fills it, or a material repeats every `tile_m` metres."""
         corners = np.asarray(corners, dtype=np.float64)
         uv = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
         if tile_m is not None:
@@ -87,7 +95,7 @@ class Mesh:
 
     def box(
         self,
-        foot: Sequence[float],
+        foot: Sequence[float] | np.ndarray,
         size: Sequence[float],
         layers: Sequence[int],
         *,
@@ -107,7 +115,7 @@ class Mesh:
         )  # columns: box x and y axes in the scene; heading 0 looks along +y
         plan = np.array([[-w, -d], [w, -d], [w, d], [-w, d]]) @ turn.T
         low = np.column_stack([plan, np.zeros(4)]) + foot
-        high = low + [0, 0, h]
+        high = low + np.array([0, 0, h])
         faces = [  # seen from outside: back, right, front, left
             [high[0], high[1], low[1], low[0]],
             [high[1], high[2], low[2], low[1]],
@@ -130,8 +138,8 @@ class Mesh:
         tile_m: float,
         lumps: float = 0.25,
     ) -> None:
-        """Adds a lumpy ellipsoid (a rock, a bush, a crown of leaves) of 12 x 8 faces."""
-        columns, rows = 12, 8
+        """Adds a lumpy ellipsoid (a rock, a bush, a crown of leaves) of 10 x 6 faces."""
+        columns, rows = 10, 6
         longitude = np.linspace(0, 2 * np.pi, columns + 1)
         latitude = np.linspace(np.pi / 2, -np.pi / 2, rows + 1)
         scale = 1 + lumps * self.rng.uniform(-1, 1, (rows + 1, columns + 1))
@@ -146,7 +154,7 @@ class Mesh:
         self.grid(points[:, ::-1], uv[:, ::-1], layer)
 
     def grid(self, points: np.ndarray, uv: np.ndarray, layer: int, *, tint: float = 1.0) -> None:
-        """Adds a curved sheet: points [R, C, 3] and uv [R, C, 2], rows downwards and columns rightwards as seen."""
+        """Adds a curved sheet: points [R, C, 3] and uv [R, C, 2]; rows go down and columns right as seen."""
 
         def cells(values: np.ndarray) -> np.ndarray:
             block = np.stack([values[:-1, :-1], values[:-1, 1:], values[1:, 1:], values[1:, :-1]], axis=2)
@@ -157,11 +165,11 @@ class Mesh:
     def strip(
         self, left: np.ndarray, right: np.ndarray, layer: int, *, tile_m: float, tint: float = 1.0
     ) -> None:
-        """Adds a ribbon between two lines [K, 3] that run the same way; seen from above when left is left of travel."""
+        """Adds a ribbon between two lines [K, 3] that run the same way, to be seen from above."""
         along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff((left + right) / 2, axis=0), axis=1))])
         width = float(np.linalg.norm(right[0] - left[0]))
         uv_left = np.column_stack([np.zeros(len(along)), -along])
-        uv_right = uv_left + [width, 0]
+        uv_right = uv_left + np.array([width, 0])
         points = np.stack([left, right], axis=1)[::-1]  # the far end is up as seen
         uv = np.stack([uv_left, uv_right], axis=1)[::-1] / tile_m
         self.grid(points, uv, layer, tint=tint)

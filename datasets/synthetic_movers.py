@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldline.datasets import synthetic_textures as tx
+from worldline.datasets import synthetic_prints as prints
+from worldline.datasets import synthetic_textures as textures
 from worldline.datasets.camera_paths import CameraPath, FreeSpace
 from worldline.datasets.synthetic_mesh import FIRST_MOVING, Mesh
 from worldline.datasets.synthetic_streets import parked_car
@@ -39,7 +40,8 @@ class Movers:
             start = space.route_in_scene[0]
             distance = min(distance, 0.8 * float(np.linalg.norm((space.target_in_scene - start)[:2])))
         self._distance_m = distance * rng.uniform(0.85, 1.2, num)
-        self._swing_m = 0.75 * self._distance_m * np.tan(fov_rad[0] / 2) * rng.uniform(0.6, 1.0, num)
+        swing_m = np.minimum(0.75 * self._distance_m * np.tan(fov_rad[0] / 2), 1.5 * space.reach_m)
+        self._swing_m = swing_m * rng.uniform(0.6, 1.0, num)
         self._phase = rng.uniform(0, 2 * np.pi, num)
         pace = rng.uniform(0.5, 1.3, num) * (2.0 if are_cars else 1.0)
         self._rate_hz = pace / (2 * np.pi * np.maximum(self._swing_m, 0.3))
@@ -84,7 +86,11 @@ def _distance_m(
 
 def _person(mesh: Mesh, object_idx: int) -> None:
     """An upright figure of boxes, 1.75 m tall, feet at the origin, facing +y."""
-    trousers, shirt, head = mesh.texture(tx.cloth), mesh.texture(tx.cloth), mesh.texture(tx.face)
+    trousers, shirt, head = (
+        mesh.texture(textures.cloth),
+        mesh.texture(textures.cloth),
+        mesh.texture(prints.face),
+    )
     for x in (-0.11, 0.11):
         mesh.box([x, 0.08 * np.sign(x), 0], (0.17, 0.2, 0.85), [trousers], tile_m=0.6, object_idx=object_idx)
     mesh.box([0, 0, 0.85], (0.44, 0.25, 0.62), [shirt], tile_m=0.55, object_idx=object_idx)

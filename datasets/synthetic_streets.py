@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldline.datasets import synthetic_textures as tx
+from worldline.datasets import synthetic_prints as prints
+from worldline.datasets import synthetic_textures as textures
 from worldline.datasets.camera_paths import FreeSpace
 from worldline.datasets.synthetic_mesh import Mesh
 
@@ -53,9 +54,9 @@ def _road(mesh: Mesh, line: _Line) -> None:
     """Carriageway, markings, repairs, kerbs and pavements."""
     rng = mesh.rng
     edge, outer = LANE_M + PARKING_M, LANE_M + PARKING_M + PAVEMENT_M
-    mesh.strip(line.beside(-edge), line.beside(edge), mesh.texture(tx.asphalt), tile_m=3.7)
-    slab = mesh.texture(tx.tiles if rng.random() < 0.5 else tx.concrete)
-    kerb = mesh.texture(tx.concrete)
+    mesh.strip(line.beside(-edge), line.beside(edge), mesh.texture(textures.asphalt), tile_m=3.7)
+    slab = mesh.texture(textures.tiles if rng.random() < 0.5 else textures.concrete)
+    kerb = mesh.texture(textures.concrete)
     for side in (-1, 1):
         inner_line, outer_line = line.beside(side * edge, KERB_M), line.beside(side * (outer + 1.5), KERB_M)
         left, right = (outer_line, inner_line) if side < 0 else (inner_line, outer_line)
@@ -63,12 +64,12 @@ def _road(mesh: Mesh, line: _Line) -> None:
         low, high = line.beside(side * edge), inner_line
         left, right = (high, low) if side < 0 else (low, high)
         mesh.strip(left, right, kerb, tile_m=1.1, tint=1.25)
-    paint = mesh.texture(tx.paper)
+    paint = mesh.texture(prints.paper)
     for distance in np.arange(line.distance_m[0], line.distance_m[-1] - 4, 7.5):
         for lateral, width, length in ((0.0, 0.16, 3.0), (-LANE_M, 0.12, 1.6), (LANE_M, 0.12, 1.6)):
             _decal(mesh, line, distance, lateral, (width, length), paint, tint=0.95)
     for distance in np.arange(line.distance_m[0], line.distance_m[-1] - 4, 5.3):
-        make = (tx.asphalt, tx.concrete, tx.tiles)[int(rng.integers(3))]
+        make = (textures.asphalt, textures.concrete, textures.tiles)[int(rng.integers(3))]
         size = rng.uniform(0.5, 1.4), rng.uniform(0.5, 2.2)
         _decal(
             mesh, line, distance, rng.uniform(-4.5, 4.5), size, mesh.texture(make), tint=rng.uniform(0.5, 1.2)
@@ -93,7 +94,7 @@ def _decal(
 
 
 def _houses(mesh: Mesh, line: _Line) -> None:
-    """A row of houses on each side: shop or brick ground floor, painted storeys above, gaps here and there."""
+    """A row of houses on each side: shops or brick below, painted storeys above, gaps here and there."""
     rng = mesh.rng
     for side in (-1, 1):
         at = line.distance_m[0] - rng.uniform(0, 6)
@@ -102,16 +103,18 @@ def _houses(mesh: Mesh, line: _Line) -> None:
             setback = LANE_M + PARKING_M + PAVEMENT_M + rng.uniform(-0.2, 0.7)
             foot, heading = line.at(at + wide / 2, side * (setback + deep / 2), KERB_M)
             facing = heading - side * np.pi / 2
-            ground = mesh.texture(tx.shopfront if rng.random() < 0.6 else tx.brick)
+            ground = mesh.texture(prints.shopfront if rng.random() < 0.6 else textures.brick)
             tint = rng.uniform(0.8, 1.15, 3)
-            mesh.box(foot, (wide, deep, 3.4), [ground, mesh.texture(tx.brick)], heading_rad=facing, tint=tint)
+            mesh.box(
+                foot, (wide, deep, 3.4), [ground, mesh.texture(textures.brick)], heading_rad=facing, tint=tint
+            )
             upper = [foot[0], foot[1], KERB_M + 3.4]
-            layers = [mesh.texture(tx.facade), mesh.texture(tx.brick)]
+            layers = [mesh.texture(prints.facade), mesh.texture(textures.brick)]
             mesh.box(upper, (wide, deep, tall - 3.4), layers, heading_rad=facing, tint=tint)
             sign, _ = line.at(
                 at + wide * rng.uniform(0.2, 0.8), side * (setback - 0.35), rng.uniform(2.6, 3.6)
             )
-            mesh.box(sign, (0.08, 0.7, 0.8), [mesh.texture(tx.poster)], heading_rad=facing)
+            mesh.box(sign, (0.08, 0.7, 0.8), [mesh.texture(prints.poster)], heading_rad=facing)
             at += wide + (rng.uniform(2, 5) if rng.random() < 0.25 else 0.0)
 
 
@@ -131,37 +134,41 @@ def _street_things(mesh: Mesh, line: _Line) -> list[float]:
             foot, heading = line.at(where, side * (LANE_M + PARKING_M + 0.6), KERB_M)
             kind = int(rng.integers(4))
             if kind == 0:
-                mesh.box(foot, (0.28, 0.28, 2.9), [mesh.texture(tx.rock)], tile_m=0.7, tint=0.8)
+                mesh.box(foot, (0.28, 0.28, 2.9), [mesh.texture(textures.rock)], tile_m=0.7, tint=0.8)
                 crown = [foot[0], foot[1], 4.3]
-                mesh.blob(crown, (1.5, 1.5, 1.7), mesh.texture(tx.leaves), tile_m=1.6, lumps=0.3)
+                mesh.blob(crown, (1.5, 1.5, 1.7), mesh.texture(textures.leaves), tile_m=1.6, lumps=0.3)
             elif kind == 1:
-                mesh.box(foot, (0.13, 0.13, 5.2), [mesh.texture(tx.concrete)], tile_m=0.5, tint=0.55)
+                mesh.box(foot, (0.13, 0.13, 5.2), [mesh.texture(textures.concrete)], tile_m=0.5, tint=0.55)
             elif kind == 2:
-                mesh.box(foot, (0.07, 0.07, 2.2), [mesh.texture(tx.concrete)], tile_m=0.4, tint=0.7)
+                mesh.box(foot, (0.07, 0.07, 2.2), [mesh.texture(textures.concrete)], tile_m=0.4, tint=0.7)
                 board = [foot[0], foot[1], 2.2 + KERB_M]
-                mesh.box(board, (0.75, 0.05, 0.75), [mesh.texture(tx.poster)], heading_rad=heading)
+                mesh.box(board, (0.75, 0.05, 0.75), [mesh.texture(prints.poster)], heading_rad=heading)
             else:
-                layers = [mesh.texture(tx.poster), mesh.texture(tx.planks)]
+                layers = [mesh.texture(prints.poster), mesh.texture(textures.planks)]
                 mesh.box(foot, (0.5, 0.5, rng.uniform(0.8, 1.3)), layers, heading_rad=heading)
     return target
 
 
 def parked_car(mesh: Mesh, foot: list[float], heading_rad: float, object_idx: int = 0) -> None:
-    """A van-like car 1.8 x 4.2 x 1.5 m whose front looks along the heading; wheels are printed on the sides."""
+    """A van-like car 1.8 x 4.2 x 1.5 m whose front looks along the heading; its wheels are printed on."""
     number = int(mesh.rng.integers(12))
-    layers = [mesh.texture(tx.car_end, number), mesh.texture(tx.car, number)]
+    layers = [mesh.texture(prints.car_end, number), mesh.texture(prints.car, number)]
     mesh.box(foot, (1.75, 4.2, 1.4), layers, heading_rad=heading_rad, object_idx=object_idx)
     roof = [foot[0], foot[1], foot[2] + 1.4]
     mesh.box(
-        roof, (1.2, 2.0, 0.12), [mesh.texture(tx.cardboard)], heading_rad=heading_rad, object_idx=object_idx
+        roof,
+        (1.2, 2.0, 0.12),
+        [mesh.texture(prints.cardboard)],
+        heading_rad=heading_rad,
+        object_idx=object_idx,
     )
 
 
 def street(mesh: Mesh, route_length_m: float) -> FreeSpace:
     """A curved street with houses, parked cars, trees and lamps; cameras keep to the right-hand lane."""
     line = _curved_line(mesh, route_length_m)
-    mesh.sky(mesh.texture(tx.sky), 900.0)
-    meadow = mesh.texture(tx.grass)
+    mesh.sky(mesh.texture(textures.sky), 900.0)
+    meadow = mesh.texture(textures.grass)
     mesh.strip(line.beside(-60.0, -0.1), line.beside(60.0, -0.1), meadow, tile_m=4.0)
     _road(mesh, line)
     _houses(mesh, line)
@@ -174,6 +181,7 @@ def street(mesh: Mesh, route_length_m: float) -> FreeSpace:
         target_in_scene=np.array(target),
         reach_m=1.2,
         ahead_m=min(route_length_m + 10.0, 25.0),
+        walking_m_s=1.4,
         looks_at_target=False,
     )
 
@@ -184,7 +192,7 @@ def street(mesh: Mesh, route_length_m: float) -> FreeSpace:
 def outdoor(mesh: Mesh, route_length_m: float) -> FreeSpace:
     """Rolling meadow with a path, rocks, trees, fences and sheds; the ground is nowhere flat."""
     rng = mesh.rng
-    mesh.sky(mesh.texture(tx.sky), 900.0)
+    mesh.sky(mesh.texture(textures.sky), 900.0)
     wave = rng.uniform(0, 2 * np.pi, 6)
 
     def height(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -200,13 +208,13 @@ def outdoor(mesh: Mesh, route_length_m: float) -> FreeSpace:
     length = max(route_length_m, 12.0)
     x, y = np.meshgrid(np.arange(-56.0, 56.1, 1.4), np.arange(length + 70.0, -24.0, -1.4))
     uv = np.stack([x, -y], axis=-1) / 3.1
-    mesh.grid(np.stack([x, y, height(x, y)], axis=-1), uv, mesh.texture(tx.grass))
+    mesh.grid(np.stack([x, y, height(x, y)], axis=-1), uv, mesh.texture(textures.grass))
     along = np.arange(-20.0, length + 60, 0.7)
     edges = [
         np.stack([path_x(along) + s, along, height(path_x(along) + s, along) + 0.07], axis=-1)
         for s in (-0.8, 0.8)
     ]
-    mesh.strip(edges[0], edges[1], mesh.texture(tx.asphalt), tile_m=2.3, tint=1.2)
+    mesh.strip(edges[0], edges[1], mesh.texture(textures.asphalt), tile_m=2.3, tint=1.2)
     for _ in range(int(3.5 * (length + 60))):
         where_y = rng.uniform(-18, length + 60)
         off = rng.choice([-1, 1]) * (1.9 + rng.exponential(6.0))
@@ -218,7 +226,7 @@ def outdoor(mesh: Mesh, route_length_m: float) -> FreeSpace:
     beside = np.array(float(path_x(np.array(6.0))) + 1.6)
     look = np.array([float(beside), 6.0, float(height(beside, np.array(6.0))) + 0.6])
     mesh.box(
-        [look[0], look[1], look[2] - 0.7], (0.9, 0.7, 1.0), [mesh.texture(tx.cardboard)], heading_rad=0.4
+        [look[0], look[1], look[2] - 0.7], (0.9, 0.7, 1.0), [mesh.texture(prints.cardboard)], heading_rad=0.4
     )
     return FreeSpace(
         route_in_scene=route,
@@ -227,6 +235,7 @@ def outdoor(mesh: Mesh, route_length_m: float) -> FreeSpace:
         target_in_scene=look,
         reach_m=0.9,
         ahead_m=4.0,
+        walking_m_s=1.4,
         looks_at_target=False,
     )
 
@@ -236,21 +245,30 @@ def _landscape_thing(mesh: Mesh, foot: list[float], off_path_m: float) -> None:
     rng, kind = mesh.rng, int(mesh.rng.integers(10))
     if kind < 4:
         size = rng.uniform(0.12, 0.6)
-        mesh.blob(foot, (size, size * rng.uniform(0.7, 1.2), size * 0.8), mesh.texture(tx.rock), tile_m=0.8)
+        mesh.blob(
+            foot, (size, size * rng.uniform(0.7, 1.2), size * 0.8), mesh.texture(textures.rock), tile_m=0.8
+        )
     elif kind < 6:
         size = rng.uniform(0.25, 0.7)
-        mesh.blob([*foot[:2], foot[2] + 0.4 * size], (size, size, size), mesh.texture(tx.leaves), tile_m=0.9)
+        mesh.blob(
+            [*foot[:2], foot[2] + 0.4 * size], (size, size, size), mesh.texture(textures.leaves), tile_m=0.9
+        )
     elif kind < 8 and off_path_m > 3.4:
-        mesh.box(foot, (0.3, 0.3, 2.6), [mesh.texture(tx.rock)], tile_m=0.8, tint=0.8)
+        mesh.box(foot, (0.3, 0.3, 2.6), [mesh.texture(textures.rock)], tile_m=0.8, tint=0.8)
         radius = rng.uniform(1.0, 1.9)
         mesh.blob(
-            [*foot[:2], foot[2] + 3.4], (radius, radius, radius * 1.2), mesh.texture(tx.leaves), tile_m=1.6
+            [*foot[:2], foot[2] + 3.4],
+            (radius, radius, radius * 1.2),
+            mesh.texture(textures.leaves),
+            tile_m=1.6,
         )
     elif kind == 8 and off_path_m > 7.0:
-        layers = [mesh.texture(tx.door), mesh.texture(tx.planks), mesh.texture(tx.brick)]
+        layers = [mesh.texture(prints.door), mesh.texture(textures.planks), mesh.texture(textures.brick)]
         mesh.box(foot, (2.6, 3.2, 2.4), layers, heading_rad=rng.uniform(-np.pi, np.pi))
     else:
-        mesh.box(foot, (0.12, 0.12, 1.2), [mesh.texture(tx.planks)], tile_m=0.5)
+        mesh.box(foot, (0.12, 0.12, 1.2), [mesh.texture(textures.planks)], tile_m=0.5)
         if rng.random() < 0.5:
             board = [*foot[:2], foot[2] + 1.2]
-            mesh.box(board, (0.6, 0.05, 0.45), [mesh.texture(tx.poster)], heading_rad=rng.uniform(-0.6, 0.6))
+            mesh.box(
+                board, (0.6, 0.05, 0.45), [mesh.texture(prints.poster)], heading_rad=rng.uniform(-0.6, 0.6)
+            )
