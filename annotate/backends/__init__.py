@@ -1,7 +1,8 @@
 """Loads an optional estimator by name: a stage's table of "module:Class" strings in, the class out.
 
-Each stage has `BACKENDS: dict[str, "module:Class"]`; the module is imported on first use only, so that a heavy package costs
-nothing until it is asked for. A backend's module imports its package at the top; `EXTRAS` says how to get it.
+Each stage has `BACKENDS: dict[str, "module:Class"]`; the module is imported on first use only, so that a
+heavy package costs nothing until it is asked for. A backend's module imports its package at the top;
+`EXTRAS` says how to get it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from worldline.datasets.schema import MissingBackend
 def load_backend(name: str, backends: Mapping[str, str], how_to_install: Mapping[str, str]) -> Any:
     """The class behind `name`.
 
-    `how_to_install`: name -> what to type, for backends that need an optional package. Raises ValueError for an unknown name,
-    MissingBackend where the package is not installed; a missing module of worldline itself is a bug and passes through.
+    `how_to_install`: name -> what to type, for backends that need an optional package. Raises ValueError
+    for an unknown name, MissingBackend where the package is not installed; a missing module of worldline
+    itself is a bug and passes through.
     """
     if name not in backends:
         raise ValueError(f"unknown backend {name!r}: known are {', '.join(sorted(backends))}")
