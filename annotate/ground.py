@@ -14,13 +14,14 @@ Heights are in the reconstruction's unit; nothing here knows a metre.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from worldline.annotate.camera import invert
-from worldline.annotate.ground_alignment import GroundConfig, align_ground, high_passed
+from worldline.annotate.ground_alignment import GroundConfig, GroundFit, align_ground, high_passed
 from worldline.annotate.reconstruction import Reconstruction
 
 GreyFrames = Callable[[Sequence[int]], Iterable[tuple[int, np.ndarray]]]
@@ -33,11 +34,13 @@ class Ground:
     """The ground plane at W places of the path."""
 
     frame_idx: np.ndarray
-    """[W] frame at the middle of each place."""
+    """[W] first frame of each place."""
     up_in_world: np.ndarray
     """[W, 3] unit normal of the ground, pointing to the camera's side."""
     height: np.ndarray
     """[W] height of the camera over the ground, in units of the reconstruction."""
+    bend: np.ndarray
+    """[W] ln(height by the farther half of the ground / by the nearer half): 0 on a plane; NaN unknown."""
     support: np.ndarray
     """[W] correlation of the aligned ground pixels, or share of sparse points of the lower half that are
     inliers."""
@@ -50,13 +53,23 @@ class Ground:
 
     @property
     def log_height_sigma(self) -> float:
-        """Standard error of log(median_height), from the scatter of the heights of the single places."""
+        """Standard error of log(median_height): scatter between places, and half the bend of the ground
+        within them.
+
+        Ground that rises or falls ahead, or an upward direction that is off, shows as a height that depends
+        on where one looks; places along the path share it, so it does not average out.
+        """
         log_height = np.log(self.height)
         scatter = 1.4826 * float(np.median(np.abs(log_height - np.median(log_height))))
         # The median's standard error is 1.25 sigma / sqrt(n); a small sample's own scatter is itself
         # uncertain, for which Student's t widens the 68 % interval by about 1 + 1 / n.
         n = len(log_height)
-        return 1.25 * scatter / np.sqrt(n) * (1 + 1 / n)
+        bend = float(np.nanmedian(np.abs(self.bend))) if np.isfinite(self.bend).any() else 0.0
+        return math.hypot(1.25 * scatter / math.sqrt(n) * (1 + 1 / n), 0.5 * bend, _FLOOR_SIGMA)
+
+
+_FLOOR_SIGMA = 0.005
+"""What the alignment misses on perfectly flat rendered streets (docs/scale.md)."""
 
 
 def fit_ground(
@@ -81,14 +94,17 @@ def fit_ground(
         wanted = sorted({int(i) for window in windows for i in window})
         greys = {i: high_passed(grey) for i, grey in grey_frames(wanted)}
         fits = align_ground(reconstruction, windows, ups, greys, config)
-    found = [(window, *fit) for window, fit in zip(windows, fits, strict=True) if fit is not None]
-    if len(found) < config.min_windows:
+    found = [(window, fit) for window, fit in zip(windows, fits, strict=True) if fit is not None]
+    if len(found) < max(config.min_windows, len(windows) / 2):
         return None
+    planes = np.stack([fit.plane for _, fit in found])
+    size = np.linalg.norm(planes, axis=1)
     return Ground(
-        frame_idx=np.array([window[0] for window, *_ in found]),
-        up_in_world=np.stack([-plane / np.linalg.norm(plane) for _, plane, _ in found]),
-        height=np.array([1 / np.linalg.norm(plane) for _, plane, _ in found]),
-        support=np.array([support for *_, support in found]),
+        frame_idx=np.array([window[0] for window, _ in found]),
+        up_in_world=-planes / size[:, None],
+        height=1 / size,
+        bend=np.array([fit.bend for _, fit in found]),
+        support=np.array([fit.support for _, fit in found]),
         method="sparse" if grey_frames is None else "photometric",
     )
 
@@ -144,8 +160,8 @@ def _up_hint(
 
 def _fit_sparse(
     reconstruction: Reconstruction, window: np.ndarray, up: np.ndarray, config: GroundConfig
-) -> tuple[np.ndarray, float] | None:
-    """(plane vector, inlier share) of the points seen in the window; None where no plane lies below the
+) -> GroundFit | None:
+    """The plane of the points seen in the window; None where no plane lies below the
     camera."""
     is_seen = np.isin(reconstruction.frame_idx, np.arange(window[0], window[-1] + 1))
     seen = np.unique(reconstruction.point_idx[is_seen])
@@ -176,4 +192,4 @@ def _fit_sparse(
     if len(inliers) < 10:
         return None
     plane = np.linalg.lstsq(inliers, np.ones(len(inliers)), rcond=None)[0]
-    return plane, len(inliers) / len(points)
+    return GroundFit(plane=plane, support=len(inliers) / len(points), bend=math.nan)

@@ -22,18 +22,18 @@ class GroundConfig:
     num_windows: int = 8
     """Places along the path at which the plane is fitted; each gives one height, their scatter gives the
     error."""
-    half_width: float = 0.6
-    """Half width of the strip of ground looked at, in camera heights: about 1 m, the strip a walker or a car
-    needs free."""
+    half_width: float = 0.4
+    """Half width of the strip of ground looked at, in camera heights: about 0.6 m. A walker or a car needs
+    that much level ground; beside a footpath it ends."""
     reach: float = 8.0
     """How far ahead the strip goes, in camera heights; farther ground fills less than a few pixel rows."""
     max_tilt_deg: float = 20.0
     """Largest angle between the ground's normal and the upward direction."""
-    min_correlation: float = 0.6
-    """Pairs of frames whose aligned ground correlates less do not count: something stands on it, or it is not
-    a plane."""
+    min_correlation: float = 0.4
+    """Places whose aligned ground correlates less do not count: something stands on it, or it is not a plane.
+    Noise on bare asphalt alone brings the correlation down to 0.5."""
     min_windows: int = 3
-    """Fewer good windows give no ground."""
+    """Fewer good places, or fewer than half of those looked at, give no ground."""
     seed: int = 0
     """Seed of the RANSAC on sparse points."""
 
@@ -49,8 +49,8 @@ class GroundConfig:
 def high_passed(grey: np.ndarray) -> np.ndarray:
     """Float image without slow shading, which would correlate under any plane, nor single-pixel noise."""
     image = grey.astype(np.float32)
-    size = max(image.shape) // 20
-    smooth = cv2.GaussianBlur(image, (0, 0), 1.0)
+    size = max(5, max(image.shape) // 45)
+    smooth = cv2.GaussianBlur(image, (0, 0), 0.8)
     return smooth - cv2.blur(image, (size, size))
 
 
@@ -59,6 +59,19 @@ def _intrinsics_at(reconstruction: Reconstruction, frame: int) -> Intrinsics:
     return replace(
         reconstruction.intrinsics, fxfycxcy_px=fxfycxcy_px[frame] if fxfycxcy_px.ndim == 2 else fxfycxcy_px
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroundFit:
+    """The ground at one place."""
+
+    plane: np.ndarray
+    """[3] vector q with q . (X - origin) = 1 for points X of the plane; origin: the first camera of the
+    window."""
+    support: float
+    """Correlation of the aligned pixels, or the share of sparse points that are inliers."""
+    bend: float
+    """ln(height from the farther half of the ground / from the nearer half): 0 on a plane; NaN unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +94,19 @@ class _Pair:
     def thinned(self, count: int) -> _Pair:
         """The same pair with about `count` of its pixels."""
         keep = slice(None, None, max(1, len(self.values0) // count))
+        return replace(
+            self,
+            rays_in_world=self.rays_in_world[keep],
+            rays_in_cam1=self.rays_in_cam1[keep],
+            values0=self.values0[keep],
+        )
+
+    def half(self, plane: np.ndarray, *, far: bool) -> _Pair:
+        """The same pair with the nearer or the farther half of the pixels that the second frame sees too."""
+        inverse_distance = self.rays_in_world @ plane / (1 - plane @ self.centre)
+        is_seen = _is_inside(project(self.points_in_cam1(plane)[0], self.intrinsics1), self.image1)
+        middle = np.median(inverse_distance[is_seen]) if is_seen.any() else 0.0
+        keep = is_seen & ((inverse_distance < middle) if far else (inverse_distance >= middle))
         return replace(
             self,
             rays_in_world=self.rays_in_world[keep],
@@ -161,8 +187,8 @@ def align_ground(
     ups: list[np.ndarray],
     greys: dict[int, np.ndarray],
     config: GroundConfig,
-) -> list[tuple[np.ndarray, float] | None]:
-    """(plane vector, correlation) of each window; None where no plane aligns well.
+) -> list[GroundFit | None]:
+    """The plane of each window; None where no plane aligns well.
 
     One height for all windows starts them all: a chance match of repeated texture does not repeat along the
     path. Then each window's plane is aligned freely, and once more with the direction that it and its
@@ -179,18 +205,34 @@ def align_ground(
         start = -up / max(heights, key=lambda height: _score(thin, -up / height))
         plane = _align(_usable(of_window, start), start, np.eye(3))
         free.append(plane if plane is not None and _is_good(of_window, plane, up, config) else None)
-    fits: list[tuple[np.ndarray, float] | None] = []
+    fits: list[GroundFit | None] = []
     for i, plane in enumerate(free):
-        near = [p / np.linalg.norm(p) for p in free[max(0, i - 2) : i + 3] if p is not None]
+        beside = [p / np.linalg.norm(p) for p in free[max(0, i - 2) : i + 3] if p is not None]
         if plane is None:
             fits.append(None)
             continue
-        down = np.median(near, axis=0)
+        down = np.median(beside, axis=0)
         start = down / np.linalg.norm(down) * np.linalg.norm(plane)
-        level = _align(_usable(pairs[i], start), start, (start / np.linalg.norm(start))[:, None])
-        is_good = level is not None and _is_good(pairs[i], level, ups[i], config)
-        fits.append((level, _score(pairs[i], level)) if level is not None and is_good else None)
+        level = _align_height(_usable(pairs[i], start), start)
+        if level is None or not _is_good(pairs[i], level, ups[i], config):
+            fits.append(None)
+            continue
+        near, far = (
+            _align_height([p.half(level, far=far) for p in _usable(pairs[i], level)], level)
+            for far in (False, True)
+        )
+        bend = (
+            float("nan")
+            if near is None or far is None
+            else float(np.log(np.linalg.norm(near) / np.linalg.norm(far)))
+        )
+        fits.append(GroundFit(plane=level, support=_score(pairs[i], level), bend=bend))
     return fits
+
+
+def _align_height(pairs: list[_Pair], plane: np.ndarray) -> np.ndarray | None:
+    """The parallel plane that aligns best."""
+    return _align(pairs, plane, (plane / np.linalg.norm(plane))[:, None])
 
 
 def _common_height_range(

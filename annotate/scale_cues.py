@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import chi
 
 from worldline.annotate.camera import invert, transform, umeyama
 from worldline.annotate.ground import Ground
@@ -84,13 +85,15 @@ def known_poses_cue(
         if (new_keep == keep).all():
             break
         keep = new_keep
-    # d(log scale) of a least-squares fit: residual per axis over the root sum of squared extents.
-    # Neighbouring residuals of a path are alike, so only a handful of them counts as independent.
-    variance = float(np.mean(error[keep] ** 2)) / 3
+    # d(log scale) of a least-squares fit: residual per axis over the root sum of squared extents. The best 80
+    # % alone would understate the residual, so its size comes from their quantile, which for Gaussian errors
+    # is known.
+    residual = known - known_from_ours.points(ours)
+    deviation = float(np.quantile(error, inlier_share)) / float(chi.ppf(inlier_share, 3))  # per axis
     extent = float(np.sum((known[keep] - known[keep].mean(axis=0)) ** 2))
-    independent = min(1.0, 10 / int(keep.sum()))
-    fit_sigma = math.sqrt(variance / max(extent * independent, 1e-300))
-    detail = f"{int(keep.sum())} of {int(has_both.sum())} poses, rms {math.sqrt(3 * variance):.3g} m"
+    share_independent = _num_independent(residual[keep]) / int(keep.sum())
+    fit_sigma = deviation / math.sqrt(max(extent * share_independent, 1e-300))
+    detail = f"{int(keep.sum())} of {int(has_both.sum())} poses, deviation {deviation:.3g} m an axis"
     if not known_from_ours.scale > 0:
         return None
     return Cue(
@@ -116,7 +119,7 @@ def baseline_cue(
     if len(distance) < 3:
         return None
     log_distance = np.log(distance)
-    sigma = math.hypot(sigma_m / baseline_m, _median_error(log_distance, independent=min(len(distance), 10)))
+    sigma = math.hypot(sigma_m / baseline_m, _median_error(log_distance))
     return Cue(
         name="baseline",
         log_scale=math.log(baseline_m) - float(np.median(log_distance)),
@@ -158,7 +161,7 @@ def depth_cue(
     if len(log_ratios) < 3:
         return None
     values = np.array(log_ratios)
-    scatter = _median_error(values, independent=min(len(values), 10))
+    scatter = _median_error(values)
     return Cue(
         name="depth",
         log_scale=float(np.median(values)),
@@ -214,7 +217,26 @@ def _depth_pairs(
     return sparse[valid], metric[valid], weight[valid]
 
 
-def _median_error(values: np.ndarray, *, independent: int) -> float:
-    """Standard error of the median of values of which `independent` count as independent."""
+def _median_error(values: np.ndarray) -> float:
+    """Standard error of the median of values [N] in order of time."""
     scatter = 1.4826 * float(np.median(np.abs(values - np.median(values))))
-    return 1.25 * scatter / math.sqrt(independent)
+    return 1.25 * scatter / math.sqrt(_num_independent(values[:, None]))
+
+
+def _num_independent(values: np.ndarray) -> float:
+    """How many independent samples values [N, C] in order of time are worth: N over the autocorrelation time.
+
+    The sum over lags stops where the correlation fades into its own noise.
+    """
+    count = len(values)
+    centred = values - values.mean(axis=0)
+    power = float((centred**2).sum())
+    if count < 3 or not power > 0:
+        return float(count)
+    time = 1.0
+    for lag in range(1, count // 2):
+        correlation = float((centred[lag:] * centred[:-lag]).sum()) / power
+        if correlation < 2 / math.sqrt(count * values.shape[1]):
+            break
+        time += 2 * correlation
+    return max(1.0, count / time)
