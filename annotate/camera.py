@@ -95,8 +95,6 @@ def rotvec_from_rotation(rotation: Array) -> Array:
     pi."""
     xp = array_namespace(rotation)
     quat = quat_xyzw_from_rotation(rotation)
-    w = quat[..., 3:]
-    quat = xp.where(w < 0, -quat, quat)
     vector, w = quat[..., :3], quat[..., 3:]
     norm2 = xp.sum(vector * vector, axis=-1)[..., None]
     small = norm2 < 1e-14
@@ -126,6 +124,7 @@ def quat_xyzw_from_rotation(rotation: Array) -> Array:
     best = xp.argmax(pivots, axis=-1)
     is_best = best[..., None] == xp.arange(4, device=device(rotation))
     quat = xp.sum(xp.where(is_best[..., None], candidates, xp.zeros_like(candidates)), axis=-2)
+    quat = xp.where(quat[..., 3:] < 0, -quat, quat)
     return quat / xp.linalg.vector_norm(quat, axis=-1, keepdims=True)
 
 

@@ -12,13 +12,35 @@ from worldline.datasets.schema import MissingBackend
 
 FORMATS: dict[str, str] = {
     "tum": "worldline.datasets.formats.tum:write_tum",
+    "ply": "worldline.datasets.formats.ply:write_ply",
+    "colmap": "worldline.datasets.formats.colmap:write_colmap",
+    "colmap_text": "worldline.datasets.formats.colmap:write_colmap_text",
+    "realestate10k": "worldline.datasets.formats.realestate10k:write_realestate10k",
+    "nerfstudio": "worldline.datasets.formats.nerfstudio:write_nerfstudio",
+    "vipe": "worldline.datasets.formats.vipe:write_vipe",
+    "spatialvid": "worldline.datasets.formats.spatialvid:write_spatialvid",
+    "sekai": "worldline.datasets.formats.sekai:write_sekai",
+    "omniworld": "worldline.datasets.formats.omniworld:write_omniworld",
+    "sana_wm": "worldline.datasets.formats.sana_wm:write_sana_wm",
+    "sana_wm_bench": "worldline.datasets.formats.sana_wm:write_sana_wm_bench",
 }
 """Exporters, each (clip, out path) -> None."""
 
 READERS: dict[str, str] = {
     "tum": "worldline.datasets.formats.tum:read_tum",
+    "colmap": "worldline.datasets.formats.colmap:read_colmap",
+    "colmap_text": "worldline.datasets.formats.colmap:read_colmap",
+    "realestate10k": "worldline.datasets.formats.realestate10k:read_realestate10k",
+    "nerfstudio": "worldline.datasets.formats.nerfstudio:read_nerfstudio",
+    "vipe": "worldline.datasets.formats.vipe:read_vipe",
+    "spatialvid": "worldline.datasets.formats.spatialvid:read_spatialvid",
+    "sekai": "worldline.datasets.formats.sekai:read_sekai",
+    "omniworld": "worldline.datasets.formats.omniworld:read_omniworld",
+    "sana_wm": "worldline.datasets.formats.sana_wm:read_sana_wm",
+    "sana_wm_bench": "worldline.datasets.formats.sana_wm:read_sana_wm_bench",
 }
-"""Importers, each (path) -> PosedClip."""
+"""Importers, each (path, *, fps=None, width=None, height=None) -> PosedClip; the keywords supply what a
+format lacks."""
 
 EXTRAS = {"open3d": "cloud"}
 """A package that a format needs -> the pip extra that brings it."""
@@ -30,7 +52,7 @@ def exporter(name: str) -> Callable[[PosedClip, Path], None]:
     return _load(name, FORMATS)
 
 
-def importer(name: str) -> Callable[[Path], PosedClip]:
+def importer(name: str) -> Callable[..., PosedClip]:
     """The reader of a format; raises as `exporter`."""
     return _load(name, READERS)
 

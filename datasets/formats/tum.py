@@ -27,12 +27,18 @@ def write_tum(clip: PosedClip, out_path: Path) -> None:
     np.savetxt(out_path, rows, fmt=["%.9f"] + ["%.9g"] * 7, header=header)
 
 
-def read_tum(path: Path) -> PosedClip:
+def read_tum(
+    path: Path, *, fps: float | None = None, width: int | None = None, height: int | None = None
+) -> PosedClip:
     """Reads a TUM file, whose stem becomes the clip id; poses are sorted by time.
+
+    The keywords are those of every importer and change nothing here: times are in the file, intrinsics are
+    not.
 
     Raises ValueError for a line that is not eight finite numbers or a quaternion that is not of unit length
     to 1 %.
     """
+    del fps, width, height
     try:
         rows = np.loadtxt(path, comments="#", delimiter="," if _has_commas(path) else None, ndmin=2)
     except ValueError as error:

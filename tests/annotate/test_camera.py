@@ -117,6 +117,7 @@ def test_quaternions_equal_scipy():
     rotation = np.concatenate([rotation, half_turns])
     quat = camera.quat_xyzw_from_rotation(rotation)
     expected = Rotation.from_matrix(rotation).as_quat()
+    assert np.all(quat[:, 3] >= 0)
     same_sign = np.sign(np.sum(quat * expected, axis=-1, keepdims=True))
     np.testing.assert_allclose(quat * same_sign, expected, atol=1e-14)
     np.testing.assert_allclose(camera.rotation_from_quat_xyzw(3.7 * quat), rotation, atol=1e-14)
