@@ -1,8 +1,8 @@
 """Poses of every frame: the keyframe map and all tracks in, one pose per frame or a flag out.
 
-A frame between keyframes starts at their interpolation (slerp of rotations, straight line of centres) and is then adjusted to
-the points its tracks see, by the same robust residuals as the map. A frame is registered only if enough of its own
-observations agree; the start value is never passed off as an answer.
+A frame between keyframes starts at their interpolation (slerp of rotations, straight line of centres) and is
+then adjusted to the points its tracks see, by the same robust residuals as the map. A frame is registered
+only if enough of its own observations agree; the start value is never passed off as an answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
-from worldline.annotate.bundle import Bundle, BundleConfig, adjust, reprojection_errors
+from worldline.annotate.bundle import adjust
+from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
 from worldline.annotate.camera import invert
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.tracks import Tracks
@@ -42,7 +43,8 @@ def pose_all_frames(
     min_points: int = 15,
     free_translation: bool = True,
 ) -> FramePoses:
-    """Poses every frame of a clip from its keyframe map; free_translation=False for a camera that only turns."""
+    """Poses every frame of a clip from its keyframe map; free_translation=False for a camera that only
+    turns."""
     has_point = np.isfinite(keyframe_map.points[:, 0])
     rows = has_point[tracks.track_idx]
     frame_idx, track_idx, xy = (
@@ -67,7 +69,7 @@ def pose_all_frames(
     config = BundleConfig(
         free_points=False,
         free_translation=free_translation,
-        max_iterations=12,
+        max_iterations=6,
         loss_scale=2.0,
         relative_tolerance=1e-4,
     )
@@ -92,7 +94,8 @@ def pose_all_frames(
 
 
 def _start_poses(tracks: Tracks, keyframe_map: KeyframeMap) -> np.ndarray:
-    """Start values [T, 3, 4]: keyframes as mapped, frames between by interpolation, the rest as the nearest keyframe."""
+    """Start values [T, 3, 4]: keyframes as mapped, frames between by interpolation, the rest as the nearest
+    keyframe."""
     posed = np.flatnonzero(keyframe_map.is_posed)
     kf_frames = np.array([kf.frame_idx for kf in tracks.keyframes])[posed]
     world_from_cam = invert(keyframe_map.cam_from_world[posed])

@@ -29,7 +29,8 @@ class ClipConfig:
     """Geometry settings of one clip."""
 
     max_pixels: int = 500_000
-    """Frames are scaled down to at most this many pixels before tracking; 640x480 and 960x540 stay as they are."""
+    """Frames are scaled down to at most this many pixels before tracking; 640x480 and 960x540 stay as they
+    are."""
     num_threads: int = 1
     """Threads of OpenCV and of the decoder inside the call."""
     fxfycxcy_px: tuple[float, float, float, float] | None = None
@@ -51,9 +52,10 @@ def annotate_clip(
 ) -> dict[str, Any]:
     """Annotates one scene.
 
-    Returns the geometry and score columns of `datasets.schema.TRAJECTORIES`, per-frame arrays as flat lists; no identity or
-    version columns, which the caller knows. Where no path can be found the columns hold the scores, `status` rejected and the
-    `reason`. Writes the sparse structure to `sidecar_path` where given.  Equal inputs give equal results. Raises ClipRejected where the scene has no readable frame.
+    Returns the geometry and score columns of `datasets.schema.TRAJECTORIES`, per-frame arrays as flat lists;
+    no identity or version columns, which the caller knows. Where no path can be found the columns hold the
+    scores, `status` rejected and the `reason`. Writes the sparse structure to `sidecar_path` where given.
+    Equal inputs give equal results. Raises ClipRejected where the scene has no readable frame.
     """
     import cv2
     from threadpoolctl import threadpool_limits
@@ -63,9 +65,7 @@ def annotate_clip(
         return _annotate(info, scene, config, sidecar_path)
 
 
-def _annotate(
-    info: VideoInfo, scene: Scene, config: ClipConfig, sidecar_path: Path | None
-) -> dict[str, Any]:
+def _annotate(info: VideoInfo, scene: Scene, config: ClipConfig, sidecar_path: Path | None) -> dict[str, Any]:
     from worldline.filters.image import ImageScores
     from worldline.filters.motion import MotionScores
 
@@ -88,8 +88,9 @@ def _annotate(
         row |= _geometry_columns(info, geometry)
         scale = _scale(info, scene, geometry, config)
         row |= _path_columns(geometry, scale)
-        if sidecar_path is not None and geometry.reconstruction is not None and len(geometry.reconstruction.xy_px):
-            _scaled(geometry.reconstruction, scale).save(sidecar_path)
+        reconstruction = geometry.reconstruction
+        if sidecar_path is not None and reconstruction is not None and len(reconstruction.xy_px):
+            _scaled(reconstruction, scale).save(sidecar_path)
     return row
 
 
@@ -105,7 +106,18 @@ def _frames(
         times.append(frame.timestamp_s)
         for score in scores:
             score.add(frame.image, frame.timestamp_s)
-        yield cv2.cvtColor(frame.image, cv2.COLOR_RGB2GRAY), frame.image
+        image = _square_pixels(frame.image, config)
+        yield cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), image
+
+
+def _square_pixels(image: np.ndarray, config: ClipConfig) -> np.ndarray:
+    """The engine holds one focal length, so known unequal ones are made equal by stretching the image."""
+    import cv2
+
+    stretch = 1.0 if config.fxfycxcy_px is None else config.fxfycxcy_px[0] / config.fxfycxcy_px[1]
+    if abs(stretch - 1) < 1e-3:
+        return image
+    return cv2.resize(image, (image.shape[1], round(image.shape[0] * stretch)), interpolation=cv2.INTER_AREA)
 
 
 def _known(info: VideoInfo, config: ClipConfig) -> Intrinsics | None:
@@ -179,7 +191,7 @@ def _scale(info: VideoInfo, scene: Scene, geometry: Geometry, config: ClipConfig
         frames = read_frames(info, scene.span, max_pixels=config.max_pixels, num_threads=config.num_threads)
         for idx, frame in enumerate(frames):
             if idx in indices:
-                yield idx, cv2.cvtColor(frame.image, cv2.COLOR_RGB2GRAY)
+                yield idx, cv2.cvtColor(_square_pixels(frame.image, config), cv2.COLOR_RGB2GRAY)
 
     return estimate_scale(reconstruction, Path(info.path), config.scale, grey_frames=grey_frames)
 

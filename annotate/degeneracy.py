@@ -1,9 +1,9 @@
 """Degeneracy: tracks in, the evidence that a camera moved out.
 
-Two questions come before any reconstruction. Did the image move at all? And does turning the camera explain all of it? A
-clip that fails either has no path to recover, and inventing one is the worst a pose tool can do. Rotation is tested with the
-bundle adjustment itself, its cameras held at one centre (cf. the model selection of Torr, GRIC, 1998: the simpler model must
-be refuted by the residuals).
+Two questions come before any reconstruction. Did the image move at all? And does turning the camera explain
+all of it? A clip that fails either has no path to recover, and inventing one is the worst a pose tool can do.
+Rotation is tested with the bundle adjustment itself, its cameras held at one centre (cf. the model selection
+of Torr, GRIC, 1998: the simpler model must be refuted by the residuals).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from worldline.annotate.bundle import Bundle, BundleConfig, adjust, reprojection_errors
+from worldline.annotate.bundle import adjust
+from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
 from worldline.annotate.camera import Intrinsics, unproject
 from worldline.annotate.mapping import keyframe_observations
 from worldline.annotate.tracks import Tracks
@@ -26,7 +27,8 @@ class DegeneracyConfig:
     static_px: float = 1.0
     """A clip is static when the points that stand for the background never move further than this."""
     static_share: float = 0.35
-    """Share of points, spread over the image, whose rest proves a still camera even if more than half of the image moves."""
+    """Share of points, spread over the image, whose rest proves a still camera even if more than half of the
+    image moves."""
     rotation_px: float = 0.6
     """Median residual up to which turning alone explains a clip."""
     rotation_inlier_share: float = 0.88
@@ -49,7 +51,8 @@ class RotationFit:
 
 
 def is_static(tracks: Tracks, config: DegeneracyConfig) -> bool:
-    """Whether the camera stands still: the points stay where they first were, but for a minority that moves on its own."""
+    """Whether the camera stands still: the points stay where they first were, but for a minority that moves
+    on its own."""
     limit = config.static_px * max(tracks.width, tracks.height) / 640
     order = np.lexsort((tracks.frame_idx, tracks.track_idx))
     track, xy = tracks.track_idx[order], tracks.xy_px[order]
@@ -75,7 +78,8 @@ def is_static(tracks: Tracks, config: DegeneracyConfig) -> bool:
 def fit_rotation(
     tracks: Tracks, focal_guesses_px: list[float], *, max_keyframes: int = 24
 ) -> RotationFit | None:
-    """Fits a purely turning camera to at most `max_keyframes` keyframes; None where too few points connect them."""
+    """Fits a purely turning camera to at most `max_keyframes` keyframes; None where too few points connect
+    them."""
     kf_idx, track_idx, xy = keyframe_observations(tracks)
     num_kf = len(tracks.keyframes)
     chosen = np.unique(np.linspace(0, num_kf - 1, min(num_kf, max_keyframes)).round().astype(int))
@@ -156,7 +160,8 @@ def _scatter(points: np.ndarray, at: np.ndarray, count: int) -> np.ndarray:
 
 
 def _align_rays(rays_in_cam: np.ndarray, rays_in_world: np.ndarray) -> np.ndarray:
-    """cam_from_world rotation that turns one set of rays onto the other (Kabsch), re-weighted against outliers."""
+    """cam_from_world rotation that turns one set of rays onto the other (Kabsch), re-weighted against
+    outliers."""
     weight = np.ones(len(rays_in_cam))
     rotation = np.eye(3)
     for _ in range(5):

@@ -1,13 +1,14 @@
-"""Geometry of one clip: frames in, a degeneracy label and, where there is one, the camera path with error bars out.
+"""Geometry of one clip: frames in, a degeneracy label and, where there is one, the camera path with error
+bars out.
 
-tracks -> still? -> only turning? -> keyframe map -> lens -> sharper and longer tracks -> poses of all frames -> covariance.
-No weights, no GPU. Known intrinsics are held; unknown ones are estimated with the path.
+tracks -> still? -> only turning? -> keyframe map -> lens -> sharper and longer tracks -> poses of all frames
+-> covariance. No weights, no GPU. Known intrinsics are held; unknown ones are estimated with the path.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,9 +17,10 @@ from worldline.annotate.all_frames import FramePoses, pose_all_frames
 from worldline.annotate.camera import Intrinsics, compose, invert
 from worldline.annotate.degeneracy import DegeneracyConfig, RotationFit, fit_rotation, is_explained, is_static
 from worldline.annotate.keyframe_map import KeyframeMap
+from worldline.annotate.lens import LensConfig, choose_lens
 from worldline.annotate.mapping import Mapper, MappingConfig, map_keyframes
 from worldline.annotate.reconstruction import Reconstruction
-from worldline.annotate.refine import RefineConfig
+from worldline.annotate.refine import RefineConfig, find_again, refine_observations
 from worldline.annotate.tracks import TrackConfig, Tracks, track_points
 from worldline.annotate.uncertainty import FrameSigma, SigmaConfig, frame_sigmas
 from worldline.datasets.schema import ClipRejected
@@ -33,6 +35,7 @@ class GeometryConfig:
     tracks: TrackConfig = field(default_factory=TrackConfig)
     mapping: MappingConfig = field(default_factory=MappingConfig)
     degeneracy: DegeneracyConfig = field(default_factory=DegeneracyConfig)
+    lens: LensConfig = field(default_factory=LensConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     sigma: SigmaConfig = field(default_factory=SigmaConfig)
     min_frames: int = 8
@@ -62,10 +65,10 @@ def estimate_geometry(
     *,
     known: Intrinsics | None = None,
 ) -> Geometry:
-    """Recovers the camera's path through (grey [H, W], rgb [H, W, 3]) uint8 frames.
+    """Recovers the camera's path through (grey [H, W], rgb [H, W, 3]) uint8 frames with square pixels.
 
-    `timestamps_s` is filled by the caller as the frames are drawn. `known`: intrinsics to hold. Raises ClipRejected where
-    tracks exist but no path can be found.
+    `timestamps_s` is filled by the caller as the frames are drawn. `known`: intrinsics to hold. Raises
+    ClipRejected where tracks exist but no path can be found.
     """
     tracks = track_points(frames, config.tracks)
     times = np.array(timestamps_s, dtype=np.float64)
@@ -86,10 +89,30 @@ def estimate_geometry(
     keyframe_map = map_keyframes(tracks, config.mapping, known)
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
     if known is None:
-        mapper.choose_lens()
-    mapper.polish([keyframe.grey for keyframe in tracks.keyframes], config.refine)
+        choose_lens(mapper, config.lens)
+    _polish(mapper, [keyframe.grey for keyframe in tracks.keyframes], config.refine)
     poses = pose_all_frames(tracks, mapper.map, max_error_px=mapper.max_error_px)
     return _conclude(tracks, times, mapper, poses, config)
+
+
+def _polish(mapper: Mapper, greys: Sequence[np.ndarray], config: RefineConfig) -> None:
+    """Aligns all observations to one patch per point, finds lost points again, and adjusts, until loops
+    are closed."""
+    mapper.map = refine_observations(greys, mapper.map, config)
+    mapper.adjust_all(max_iterations=4)
+    mapper.drop_outliers()
+    for _ in range(config.num_rounds):
+        before = len(mapper.map.xy_px)
+        mapper.map = find_again(greys, mapper.map, config)
+        mapper.index()
+        mapper.adjust_all(max_iterations=4)
+        mapper.drop_outliers()
+        if len(mapper.map.xy_px) - before < 0.01 * before:
+            break
+    mapper.map = refine_observations(greys, mapper.map, config)
+    mapper.triangulate(np.flatnonzero(mapper.map.is_posed))
+    mapper.adjust_all(max_iterations=8)
+    mapper.drop_outliers()
 
 
 def _conclude(
@@ -119,7 +142,8 @@ def _conclude(
 def _reconstruction(
     tracks: Tracks, times: np.ndarray, keyframe_map: KeyframeMap, poses: FramePoses, inliers: np.ndarray
 ) -> Reconstruction:
-    """The map in the frame of the first registered camera; observations of keyframes only, to keep the file small."""
+    """The map in the frame of the first registered camera; observations of keyframes only, to keep the file
+    small."""
     registered = np.flatnonzero(np.isfinite(poses.cam_from_world[:, 0, 0]))
     first_from_old = poses.cam_from_world[registered[0]]
     old_from_first = invert(first_from_old)
@@ -169,7 +193,8 @@ def _without_structure(
 
 
 def _still(tracks: Tracks, times: np.ndarray, known: Intrinsics | None) -> Reconstruction:
-    """A camera at rest: every pose is the first one, which is a measurement; the focal length stays unknown."""
+    """A camera at rest: every pose is the first one, which is a measurement; the focal length stays
+    unknown."""
     poses = np.broadcast_to(np.eye(3, 4), (tracks.num_frames, 3, 4)).copy()
     fxfycxcy = np.full((tracks.num_frames, 4), np.nan)
     if known is not None:
@@ -185,6 +210,8 @@ def _turning(tracks: Tracks, times: np.ndarray, fit: RotationFit) -> Reconstruct
     turning_map = KeyframeMap(
         cam_from_world=cam_from_world,
         points=fit.direction,
+        width=tracks.width,
+        height=tracks.height,
         focal_px=fit.focal_px,
         centre_px=np.array([tracks.width / 2, tracks.height / 2]),
         model="pinhole",

@@ -17,6 +17,8 @@ class KeyframeMap:
     """[K, 3, 4], NaN where not posed."""
     points: np.ndarray
     """[N, 3], NaN where not triangulated."""
+    width: int
+    height: int
     focal_px: float
     centre_px: np.ndarray
     model: str
@@ -39,8 +41,8 @@ class KeyframeMap:
         """The shared camera."""
         return Intrinsics(
             fxfycxcy_px=np.array([self.focal_px, self.focal_px, *self.centre_px]),
-            width=round(2 * self.centre_px[0]),
-            height=round(2 * self.centre_px[1]),
+            width=self.width,
+            height=self.height,
             model=self.model,
             distortion=tuple(float(k) for k in self.distortion) if self.model != "pinhole" else (),
         )

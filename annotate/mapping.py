@@ -1,25 +1,26 @@
 """Keyframe mapping: tracks in, poses of the keyframes, points and the focal length out.
 
-Sequential structure-from-motion in the manner of COLMAP's incremental mapper (Schoenberger & Frahm 2016), cut to video: the
-order of the images is known, tracks bring the correspondences, so a keyframe costs a few milliseconds instead of a match
-against many. Two-view starts are tried under several focal lengths and the one whose small bundle adjustment fits best wins,
-since one fixed prior fails on narrow and on wide lenses alike.
+Sequential structure-from-motion in the manner of COLMAP's incremental mapper (Schoenberger & Frahm 2016), cut
+to video: the order of the images is known, tracks bring the correspondences, so a keyframe costs a few
+milliseconds instead of a match against many. Two-view starts are tried under several focal lengths and the
+one whose small bundle adjustment fits best wins, since one fixed prior fails on narrow and on wide lenses
+alike.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from worldline.annotate.bundle import Bundle, BundleConfig, adjust, reprojection_errors
+from worldline.annotate.bundle import adjust
+from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
 from worldline.annotate.camera import Intrinsics, invert, unproject
 from worldline.annotate.keyframe_map import KeyframeMap
-from worldline.annotate.refine import RefineConfig, find_again, refine_observations
 from worldline.annotate.tracks import Tracks
+from worldline.annotate.triangulate import meet_rays, ray_spread
 from worldline.datasets.schema import ClipRejected
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,6 @@ class MappingConfig:
     """Fewest inlier points from which a keyframe is posed."""
     window: int = 8
     """Keyframes that a local adjustment moves."""
-    num_lens_tracks: int = 1200
-    """Longest tracks from which the lens model is chosen."""
-    lens_gain: float = 0.005
-    """A distorted lens is believed when it lowers the robust cost by this share."""
 
 
 def keyframe_observations(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -70,25 +67,27 @@ def map_keyframes(tracks: Tracks, config: MappingConfig, start: Intrinsics | Non
     kf_idx, track_idx, xy = keyframe_observations(tracks)
     num_kf = len(tracks.keyframes)
     longer = max(tracks.width, tracks.height)
-    known = start is not None
+    guesses = [share * longer for share in config.focal_guesses]
+    centre, model, distortion = np.array([tracks.width / 2, tracks.height / 2]), "pinhole", np.zeros(2)
     if start is not None:
-        intrinsics = start.resized(tracks.width, tracks.height)
-        guesses = [float(np.mean(intrinsics.fxfycxcy_px[..., :2]))]
-    else:
-        guesses = [share * longer for share in config.focal_guesses]
+        held = start.resized(tracks.width, tracks.height)
+        guesses, centre, model = [float(held.fxfycxcy_px[0])], held.fxfycxcy_px[2:].copy(), held.model
+        distortion = np.array(held.distortion or (0.0, 0.0))
     empty = KeyframeMap(
         cam_from_world=np.full((num_kf, 3, 4), np.nan),
         points=np.full((tracks.num_tracks, 3), np.nan),
+        width=tracks.width,
+        height=tracks.height,
         focal_px=guesses[0],
-        centre_px=np.array([tracks.width / 2, tracks.height / 2]),
-        model="pinhole",
-        distortion=np.zeros(2),
+        centre_px=centre,
+        model=model,
+        distortion=distortion,
         kf_idx=kf_idx,
         track_idx=track_idx,
         xy_px=xy,
         is_inlier=np.ones(len(xy), dtype=bool),
     )
-    mapper = Mapper.of(empty, config, tracks, known_focal=known)
+    mapper = Mapper.of(empty, config, tracks, known_focal=start is not None)
     mapper.start(guesses)
     mapper.grow()
     return mapper.map
@@ -169,7 +168,8 @@ class Mapper:
         return [(first, second) for _, first, second in scored[:6]]
 
     def _try_start(self, first: int, second: int, focal: float) -> tuple[float, KeyframeMap] | None:
-        """A small adjusted map over the keyframes first..second; (inliers at 1 px-like error, map), None where it fails."""
+        """A small adjusted map over the keyframes first..second; (inliers at 1 px-like error, map), None
+        where it fails."""
         mapper = Mapper(
             self._blank(focal), self.config, max_error_px=self.max_error_px, known_focal=self.known_focal
         )
@@ -184,21 +184,21 @@ class Mapper:
             return None
         mapper.map.cam_from_world[first] = np.eye(3, 4)
         mapper.map.cam_from_world[second] = np.concatenate([rotation, translation], axis=1)
-        mapper._triangulate(np.array([first, second]))
+        mapper.triangulate(np.array([first, second]))
         for kf in range(first + 1, second):
             mapper._pose(kf)
         mapper.adjust_all(max_iterations=8, free_focal=False)
-        mapper._triangulate(np.arange(first, second + 1))
+        mapper.triangulate(np.arange(first, second + 1))
         mapper.adjust_all(max_iterations=15)
-        mapper._drop_outliers()
+        mapper.drop_outliers()
         angle = mapper.median_angle_deg()
         if not mapper.map.is_posed[first : second + 1].all() or angle < self.config.min_start_angle_deg:
             return None
-        longer = 2 * float(self.map.centre_px.max())
+        longer = max(self.map.width, self.map.height)
         if not 0.3 < mapper.map.focal_px / longer < 4.0:
             return None
         rows = mapper._rows()
-        errors = reprojection_errors(mapper._bundle(rows)[0])
+        errors = reprojection_errors(mapper.bundle(rows)[0])
         score = float(np.sum(np.exp(-((errors / (self.max_error_px / 4)) ** 2))))
         return score, mapper.map
 
@@ -214,7 +214,8 @@ class Mapper:
     # Growth
 
     def grow(self) -> None:
-        """Poses keyframe after keyframe outwards from the start, adjusting locally, and everything as the map grows."""
+        """Poses keyframe after keyframe outwards from the start, adjusting locally, and everything as the map
+        grows."""
         failed: set[int] = set()
         posed_at_adjustment = int(self.map.is_posed.sum())
         since_local = 0
@@ -223,21 +224,19 @@ class Mapper:
                 failed.add(kf)
                 continue
             failed.clear()
-            self._triangulate(self._neighbours(kf))
+            self.triangulate(self._neighbours(kf))
             since_local += 1
             num_posed = int(self.map.is_posed.sum())
             if num_posed >= 1.35 * posed_at_adjustment + 2:
-                self.adjust_all(max_iterations=6)
-                self._drop_outliers()
+                self.adjust_all(max_iterations=3)
+                self.drop_outliers()
                 posed_at_adjustment, since_local = num_posed, 0
             elif since_local >= 2:
                 self._adjust_local(kf)
                 since_local = 0
-        self.adjust_all(max_iterations=15)
-        self._drop_outliers()
-        self._triangulate(np.flatnonzero(self.map.is_posed))
-        self.adjust_all(max_iterations=15)
-        self._drop_outliers()
+        self.adjust_all(max_iterations=6)
+        self.drop_outliers()
+        self.triangulate(np.flatnonzero(self.map.is_posed))
 
     def _next(self, failed: set[int]) -> int | None:
         """The unposed keyframe that sees most points."""
@@ -257,7 +256,8 @@ class Mapper:
         return posed[np.abs(posed - kf) <= self.config.window + 2]
 
     def _pose(self, kf: int) -> bool:
-        """Poses a keyframe from the points it sees, starting at its nearest neighbour, by RANSAC where that fails."""
+        """Poses a keyframe from the points it sees, starting at its nearest neighbour, by RANSAC where that
+        fails."""
         rows = self.rows_of_kf[kf]
         rows = rows[np.isfinite(self.map.points[self.map.track_idx[rows], 0])]
         if len(rows) < self.config.min_points:
@@ -268,7 +268,7 @@ class Mapper:
             cam_from_world = start()
             if cam_from_world is None:
                 continue
-            bundle = self._bundle(rows, cam_from_world[None])[0]
+            bundle = self.bundle(rows, cam_from_world[None])[0]
             config = BundleConfig(free_points=False, max_iterations=15, loss_scale=2.0)
             bundle = adjust(replace(bundle, sigma_px=self.max_error_px / 3), config)
             is_inlier = reprojection_errors(bundle) < self.max_error_px
@@ -301,8 +301,9 @@ class Mapper:
     def _rays(self, rows: np.ndarray) -> np.ndarray:
         return unproject(self.map.xy_px[rows], self.map.intrinsics())
 
-    def _triangulate(self, keyframes: np.ndarray) -> None:
-        """Adds the points that the given posed keyframes see from far enough apart: the least-squares meeting of rays."""
+    def triangulate(self, keyframes: np.ndarray) -> None:
+        """Adds the points that the given posed keyframes see from far enough apart: the least-squares meeting
+        of rays."""
         rows = np.concatenate([self.rows_of_kf[k] for k in keyframes if self.map.is_posed[k]])
         track = self.map.track_idx[rows]
         rows = rows[~np.isfinite(self.map.points[track, 0])]
@@ -321,7 +322,7 @@ class Mapper:
         rows = rows[good[local]]
         if len(rows) == 0:
             return
-        bundle, _ = self._bundle(rows, points=trial)
+        bundle, _ = self.bundle(rows, points=trial)
         errors = reprojection_errors(bundle)
         is_inlier = errors < self.max_error_px
         self.map.is_inlier[rows] = is_inlier
@@ -340,7 +341,7 @@ class Mapper:
         ok = self.map.is_inlier & use[self.map.kf_idx] & np.isfinite(self.map.points[self.map.track_idx, 0])
         return np.flatnonzero(ok)
 
-    def _bundle(
+    def bundle(
         self, rows: np.ndarray, cam_from_world: np.ndarray | None = None, *, points: np.ndarray | None = None
     ) -> tuple[Bundle, tuple[np.ndarray, np.ndarray]]:
         """The observations as a bundle problem, and (keyframes, tracks) of its rows."""
@@ -376,7 +377,8 @@ class Mapper:
         self._run(self._rows(), config, None)
 
     def _adjust_local(self, kf: int) -> None:
-        """Moves the keyframes around `kf` and the points they see; older keyframes that see these stay put."""
+        """Moves the keyframes around `kf` and the points they see; older keyframes that see these stay
+        put."""
         near = self._neighbours(kf)
         near = near[np.argsort(np.abs(near - kf))][: self.config.window]
         seen = np.unique(self.map.track_idx[self._rows(near)])
@@ -384,54 +386,7 @@ class Mapper:
         rows = rows[np.isin(self.map.track_idx[rows], seen)]
         self._run(rows, BundleConfig(max_iterations=4), near)
 
-    def choose_lens(self) -> None:
-        """Tries radial and fisheye distortion and keeps what the residuals demand: model comparison, not habit."""
-        rows = self._longest_tracks(self.config.num_lens_tracks)
-        bundle, _ = self._bundle(rows)
-        error = reprojection_errors(bundle)
-        bundle = replace(bundle, sigma_px=max(float(np.median(error)) / 1.18, 1e-3))
-        plain = adjust(bundle, BundleConfig(free_focal=True, max_iterations=8, relative_tolerance=1e-4))
-        best = plain
-        for model in ("radial", "fisheye"):
-            # A fisheye with k1 = 1/3 is a pinhole to third order, so both start where the pinhole ended.
-            start = replace(
-                plain, model=model, distortion=np.array([0.0 if model == "radial" else 1 / 3, 0.0])
-            )
-            config = BundleConfig(
-                free_focal=True, free_distortion=True, max_iterations=12, relative_tolerance=1e-4
-            )
-            bent = adjust(start, config)
-            if bent.cost < best.cost * (1 - self.config.lens_gain) and _is_monotonic(bent):
-                best = bent
-        self.map.model, self.map.distortion, self.map.focal_px = (
-            best.model,
-            best.distortion,
-            float(best.focal_px[0]),
-        )
-        if best.model != "pinhole":
-            self.adjust_all(max_iterations=10)
-            self._drop_outliers()
-            self._triangulate(np.flatnonzero(self.map.is_posed))
-
-    def polish(self, greys: Sequence[np.ndarray], config: RefineConfig) -> None:
-        """Aligns all observations to one patch per point, finds lost points again, and adjusts, until loops are closed."""
-        self.map = refine_observations(greys, self.map, config)
-        self.adjust_all(max_iterations=8)
-        self._drop_outliers()
-        for _ in range(config.num_rounds):
-            before = len(self.map.xy_px)
-            self.map = find_again(greys, self.map, config)
-            self.index()
-            self.adjust_all(max_iterations=8)
-            self._drop_outliers()
-            if len(self.map.xy_px) - before < 0.01 * before:
-                break
-        self.map = refine_observations(greys, self.map, config)
-        self._triangulate(np.flatnonzero(self.map.is_posed))
-        self.adjust_all(max_iterations=12)
-        self._drop_outliers()
-
-    def _longest_tracks(self, count: int) -> np.ndarray:
+    def longest_tracks(self, count: int) -> np.ndarray:
         """Inlier rows of the `count` tracks that most keyframes see."""
         rows = self._rows()
         length = np.bincount(self.map.track_idx[rows], minlength=len(self.map.points))
@@ -439,8 +394,9 @@ class Mapper:
         return rows[np.isin(self.map.track_idx[rows], chosen)]
 
     def adjusted_bundle(self) -> tuple[Bundle, np.ndarray]:
-        """The map as an adjusted bundle whose sigma_px is the residuals' own (robust), and its keyframes [C]."""
-        bundle, (keyframes, _) = self._bundle(self._rows())
+        """The map as an adjusted bundle whose sigma_px is the residuals' own (robust), and its keyframes
+        [C]."""
+        bundle, (keyframes, _) = self.bundle(self._rows())
         error = reprojection_errors(bundle)
         return replace(bundle, sigma_px=max(float(np.median(error)) / 1.18, 1e-3)), keyframes
 
@@ -451,7 +407,7 @@ class Mapper:
         self.map.distortion = bundle.distortion
 
     def _run(self, rows: np.ndarray, config: BundleConfig, free: np.ndarray | None) -> None:
-        bundle, (keyframes, tracks) = self._bundle(rows)
+        bundle, (keyframes, tracks) = self.bundle(rows)
         if free is not None:
             is_fixed = ~np.isin(keyframes, free)
             if not is_fixed.any():
@@ -459,11 +415,11 @@ class Mapper:
             bundle = replace(bundle, is_fixed=is_fixed)
         self._take(adjust(bundle, config), keyframes, tracks)
 
-    def _drop_outliers(self) -> None:
+    def drop_outliers(self) -> None:
         """Re-judges all observations of posed keyframes; points left with fewer than two inliers go."""
         has_point = np.isfinite(self.map.points[self.map.track_idx, 0])
         rows = np.flatnonzero(self.map.is_posed[self.map.kf_idx] & has_point)
-        bundle, _ = self._bundle(rows)
+        bundle, _ = self.bundle(rows)
         is_inlier = reprojection_errors(bundle) < self.max_error_px
         self.map.is_inlier[rows] = is_inlier
         support = np.bincount(self.map.track_idx[rows], is_inlier, minlength=len(self.map.points))
@@ -484,44 +440,3 @@ class Mapper:
         ray /= np.linalg.norm(ray, axis=1, keepdims=True)
         tracks, local = np.unique(self.map.track_idx[rows], return_inverse=True)
         return float(np.degrees(np.median(ray_spread(ray, local, len(tracks)))))
-
-
-def _is_monotonic(bundle: Bundle) -> bool:
-    """Whether the lens maps larger angles to larger radii over the whole image."""
-    corner = float(np.linalg.norm(bundle.centre_px)) / float(bundle.focal_px[0])
-    k1, k2 = bundle.distortion
-    reach = np.linspace(0, 1.6 * corner if bundle.model == "radial" else min(1.6 * corner, np.pi), 60)
-    image = reach * (1 + reach**2 * (k1 + k2 * reach**2))
-    rising = np.diff(image) > 0
-    stop = len(rising) if rising.all() else int(np.argmin(rising))
-    return bool(image[stop] >= corner)
-
-
-def meet_rays(
-    direction: np.ndarray, origin: np.ndarray, group: np.ndarray, num_groups: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Points [G, 3] nearest to the rays of each group, and the angle [G] in radians that the rays span.
-
-    direction (unit), origin: [m, 3]; group: [m]. NaN where the rays are parallel or the point lies behind one of them.
-    """
-    projector = np.eye(3) - direction[:, :, None] * direction[:, None, :]
-    a, b = np.zeros((num_groups, 3, 3)), np.zeros((num_groups, 3))
-    np.add.at(a, group, projector)
-    np.add.at(b, group, np.einsum("mij,mj->mi", projector, origin))
-    good = np.linalg.det(a) > 1e-12
-    points = np.full((num_groups, 3), np.nan)
-    points[good] = np.linalg.solve(a[good], b[good][:, :, None])[:, :, 0]
-    depth = np.einsum("mi,mi->m", direction, points[group] - origin)
-    behind = np.bincount(group, ~(depth > 0), minlength=num_groups) > 0
-    points[behind] = np.nan
-    return points, ray_spread(direction, group, num_groups)
-
-
-def ray_spread(direction: np.ndarray, group: np.ndarray, num_groups: int) -> np.ndarray:
-    """Largest angle [G] in radians between the first ray of a group and its others (at least half of the full span)."""
-    first = np.zeros((num_groups, 3))
-    first[group[::-1]] = direction[::-1]
-    chord = np.linalg.norm(direction - first[group], axis=1)
-    widest = np.zeros(num_groups)
-    np.maximum.at(widest, group, chord)
-    return 2 * np.arcsin(np.minimum(widest / 2, 1.0))

@@ -1,4 +1,5 @@
-"""What structure-from-motion yields for one clip: a pose per frame, intrinsics, points and the observations behind them."""
+"""What structure-from-motion yields for one clip: a pose per frame, intrinsics, points and the observations
+behind them."""
 
 from __future__ import annotations
 
@@ -67,5 +68,13 @@ class Reconstruction:
                 model=str(data["camera_model"]),
                 distortion=tuple(float(k) for k in data["distortion"]),
             )
-            names = ("timestamps_s", "cam_from_world", "points_in_world", "point_rgb", "frame_idx", "point_idx", "xy_px")
+            names = (
+                "timestamps_s",
+                "cam_from_world",
+                "points_in_world",
+                "point_rgb",
+                "frame_idx",
+                "point_idx",
+                "xy_px",
+            )
             return Reconstruction(intrinsics=intrinsics, **{name: data[name] for name in names})

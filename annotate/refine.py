@@ -1,9 +1,11 @@
-"""Sharper and longer tracks: a keyframe map and its images in, sub-pixel observations of every visible point out.
+"""Sharper and longer tracks: a keyframe map and its images in, sub-pixel observations of every visible point
+out.
 
-Lucas-Kanade from frame to frame drifts and knows nothing of scale or slant. Once poses and depths are known, each point's patch
-in a reference keyframe can be warped into any other keyframe (plane parallel to the reference image) and aligned there
-directly: inverse-compositional alignment (Baker & Matthews 2004) on patches normalised for gain and bias. The same search, at
-the predicted place, finds points again that their track had lost: this closes loops inside the clip without descriptors.
+Lucas-Kanade from frame to frame drifts and knows nothing of scale or slant. Once poses and depths are known,
+each point's patch in a reference keyframe can be warped into any other keyframe (plane parallel to the
+reference image) and aligned there directly: inverse-compositional alignment (Baker & Matthews 2004) on
+patches normalised for gain and bias. The same search, at the predicted place, finds points again that their
+track had lost: this closes loops inside the clip without descriptors.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class RefineConfig:
     num_rounds: int = 2
     """Times points are looked for again, each after an adjustment: drift shrinks from one to the next."""
     num_reference_gap: int = 3
-    """Keyframes this close to a point's own observations are not searched: tracking has just lost it there."""
+    """Keyframes this close to a point's own observations are not searched: tracking has just lost it
+    there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,12 @@ def refine_observations(
 ) -> KeyframeMap:
     """Re-aligns all inlier observations to one reference patch per point.
 
-    greys: one [H, W] uint8 image per keyframe. Observations that cannot be aligned keep their place. The map's poses and points
-    are not changed: adjust them after.
+    greys: one [H, W] uint8 image per keyframe. Observations that cannot be aligned keep their place. The
+    map's poses and points are not changed: adjust them after.
     """
     references = _references(greys, keyframe_map, config)
     xy = keyframe_map.xy_px.copy()
-    for kf in np.flatnonzero(keyframe_map.is_posed):
+    for kf in np.flatnonzero(keyframe_map.is_posed).tolist():
         rows = np.flatnonzero((keyframe_map.kf_idx == kf) & keyframe_map.is_inlier)
         track = keyframe_map.track_idx[rows]
         rows = rows[(references.row[track] >= 0) & (references.row[track] != rows)]
@@ -85,8 +88,8 @@ def find_again(greys: Sequence[np.ndarray], keyframe_map: KeyframeMap, config: R
     half_references = _references(halves, keyframe_map, config, scale=0.5)
     added: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     observed_by = [keyframe_map.track_idx[keyframe_map.kf_idx == k] for k in range(len(greys))]
-    for kf in np.flatnonzero(keyframe_map.is_posed):
-        track = _candidates(keyframe_map, references, observed_by, int(kf), config)
+    for kf in np.flatnonzero(keyframe_map.is_posed).tolist():
+        track = _candidates(keyframe_map, references, observed_by, kf, config)
         if len(track) == 0:
             continue
         warp, predicted = _warps(keyframe_map, references, track, kf)
@@ -113,7 +116,8 @@ def find_again(greys: Sequence[np.ndarray], keyframe_map: KeyframeMap, config: R
 
 
 def _agrees(offset: np.ndarray, xy: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Whether a found point is off its prediction as its neighbours in the image are: drift is smooth, mistakes are not."""
+    """Whether a found point is off its prediction as its neighbours in the image are: drift is smooth,
+    mistakes are not."""
     result = np.zeros(len(offset), dtype=bool)
     rows = np.flatnonzero(valid)
     if len(rows) < 8:
@@ -132,7 +136,8 @@ def _candidates(
     kf: int,
     config: RefineConfig,
 ) -> np.ndarray:
-    """Tracks whose point should show in keyframe `kf`, near in view and scale to its reference, and has no observation there."""
+    """Tracks whose point should show in keyframe `kf`, near in view and scale to its reference, and has no
+    observation there."""
     near = range(
         max(0, kf - config.num_reference_gap), min(len(observed_by), kf + config.num_reference_gap + 1)
     )
@@ -144,7 +149,7 @@ def _candidates(
     cam_from_world = keyframe_map.cam_from_world[kf]
     in_cam = transform(cam_from_world, keyframe_map.points[track])
     pixels = project(in_cam, keyframe_map.intrinsics())
-    size = 2 * keyframe_map.centre_px
+    size = np.array([keyframe_map.width, keyframe_map.height])
     margin = 12.0
     inside = np.isfinite(pixels[:, 0]) & np.all((pixels > margin) & (pixels < size - margin), axis=1)
     reference_kf = keyframe_map.kf_idx[references.row[track]]
@@ -177,7 +182,8 @@ def _candidates(
 def _references(
     greys: Sequence[np.ndarray], keyframe_map: KeyframeMap, config: RefineConfig, *, scale: float = 1.0
 ) -> _References:
-    """The middle inlier observation of each point, its normalised patch and what the alignment needs of it."""
+    """The middle inlier observation of each point, its normalised patch and what the alignment needs of
+    it."""
     num_tracks = len(keyframe_map.points)
     usable = keyframe_map.is_inlier & keyframe_map.is_posed[keyframe_map.kf_idx]
     usable &= np.isfinite(keyframe_map.points[keyframe_map.track_idx, 0])
@@ -272,7 +278,8 @@ def _grid(half: int) -> np.ndarray:
 
 
 def _sample(grey: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Bilinear grey values [n, S] float32 at pixels [n, S, 2]; OpenCV counts from the first pixel's centre."""
+    """Bilinear grey values [n, S] float32 at pixels [n, S, 2]; OpenCV counts from the first pixel's
+    centre."""
     at = (pixels - 0.5).astype(np.float32)
     return cv2.remap(grey, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(
         np.float32

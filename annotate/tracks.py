@@ -1,9 +1,10 @@
 """Point tracks: grey frames of one clip in, sub-pixel tracks and keyframes out.
 
-Pyramidal Lucas-Kanade from frame to frame finds a point; a second alignment against the patch in the last keyframe removes
-the drift that frame-to-frame tracking collects (Lucas & Kanade 1981; Bouguet 2001; anchoring as in Shi & Tomasi 1994). A
-backward pass must return to within a fraction of a pixel. New corners are taken at keyframes only, so every track begins at a
-keyframe. Keyframes carry ORB descriptors at their tracked points, with which places seen again are recognised later.
+Pyramidal Lucas-Kanade from frame to frame finds a point; a second alignment against the patch in the last
+keyframe removes the drift that frame-to-frame tracking collects (Lucas & Kanade 1981; Bouguet 2001; anchoring
+as in Shi & Tomasi 1994). A backward pass must return to within a fraction of a pixel. New corners are taken
+at keyframes only, so every track begins at a keyframe. Keyframes carry ORB descriptors at their tracked
+points, with which places seen again are recognised later.
 """
 
 from __future__ import annotations
@@ -70,13 +71,15 @@ class Tracks:
     """[M, 2] float32"""
     keyframes: tuple[Keyframe, ...]
     motion_px: np.ndarray
-    """[T] median motion of the points since the frame before; 0 for the first, NaN where tracking was lost."""
+    """[T] median motion of the points since the frame before; 0 for the first, NaN where tracking was
+    lost."""
     is_lost: np.ndarray
     """[T] bool: no track leads from the frame before to this one."""
 
 
 def track_points(frames: Iterable[tuple[np.ndarray, np.ndarray]], config: TrackConfig) -> Tracks:
-    """Tracks points through (grey [H, W] uint8, rgb [H, W, 3] uint8) frames, one pass, holding two frames at a time.
+    """Tracks points through (grey [H, W] uint8, rgb [H, W, 3] uint8) frames, one pass, holding two frames at
+    a time.
 
     Raises ValueError when there is no frame.
     """
@@ -100,7 +103,7 @@ class _Tracker:
             np.clip(np.log2(max(smallest / (2 * config.window_px), 1)), 0, config.num_levels)
         )
         self.spacing_px = 0.6 * np.sqrt(self.height * self.width / config.num_points)
-        self.orb = cv2.ORB_create(nlevels=1, edgeThreshold=0, patchSize=31)
+        self.orb = cv2.ORB.create(nlevels=1, edgeThreshold=0, patchSize=31)
         self.idx = np.zeros(0, dtype=np.int32)
         self.xy = np.zeros((0, 2), dtype=np.float32)
         self.anchor_xy = np.zeros((0, 2), dtype=np.float32)
@@ -149,7 +152,8 @@ class _Tracker:
     def _align(
         self, from_grey: np.ndarray, to_grey: np.ndarray, xy: np.ndarray, start: np.ndarray, num_levels: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Where points xy of one image lie in the other, searched from `start`: pixels [N, 2] and whether found [N]."""
+        """Where points xy of one image lie in the other, searched from `start`: pixels [N, 2] and whether
+        found [N]."""
         criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.01)
         flags = cv2.OPTFLOW_USE_INITIAL_FLOW
         found, ok, _ = cv2.calcOpticalFlowPyrLK(
@@ -218,8 +222,8 @@ class _Tracker:
 
     def _describe(self, grey: np.ndarray, rgb: np.ndarray) -> None:
         points = [cv2.KeyPoint(float(x), float(y), 31.0) for x, y in self.xy]
-        for order, point in enumerate(points):
-            point.class_id = order
+        for number, point in enumerate(points):
+            point.class_id = number
         kept, descriptors = self.orb.compute(grey, points) if points else ([], None)
         order = np.array([point.class_id for point in kept], dtype=np.int64)
         xy = self.xy[order]

@@ -1,8 +1,9 @@
 """Error bars: an adjusted keyframe map in, 1-sigma of every frame's position and rotation out.
 
-Keyframes carry the posterior covariance of the bundle adjustment, gauge: first keyframe held, scale held by the rms distance
-of the centres from it. Residuals of neighbouring frames share their errors (one template, one corner), so the formal
-covariance is too small; `inflation` is the factor measured on sequences with truth (benchmarks/poses.py, reliability plot).
+Keyframes carry the posterior covariance of the bundle adjustment, gauge: first keyframe held, scale held by
+the rms distance of the centres from it. Residuals of neighbouring frames share their errors (one template,
+one corner), so the formal covariance is too small; `inflation` is the factor measured on sequences with truth
+(benchmarks/poses.py, reliability plot).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldline.annotate.all_frames import FramePoses
-from worldline.annotate.bundle import BundleConfig, covariance
+from worldline.annotate.bundle import covariance
+from worldline.annotate.bundle_problem import BundleConfig
 from worldline.annotate.mapping import Mapper
 from worldline.annotate.tracks import Tracks
 

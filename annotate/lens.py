@@ -1,0 +1,61 @@
+"""Lens model: a pinhole keyframe map in, the map under the lens that its residuals demand out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from worldline.annotate.bundle import adjust
+from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
+from worldline.annotate.mapping import Mapper
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LensConfig:
+    """When a distorted lens is believed."""
+
+    num_tracks: int = 800
+    """Longest tracks from which the lens model is chosen."""
+    min_gain: float = 0.005
+    """A distorted lens must lower the robust cost by this share."""
+
+
+def choose_lens(mapper: Mapper, config: LensConfig) -> None:
+    """Tries radial and fisheye distortion and keeps what the residuals demand: model comparison, not
+    habit."""
+    rows = mapper.longest_tracks(config.num_tracks)
+    bundle, _ = mapper.bundle(rows)
+    error = reprojection_errors(bundle)
+    bundle = replace(bundle, sigma_px=max(float(np.median(error)) / 1.18, 1e-3))
+    plain = adjust(bundle, BundleConfig(free_focal=True, max_iterations=6, relative_tolerance=1e-4))
+    best = plain
+    for model in ("radial", "fisheye"):
+        # A fisheye with k1 = 1/3 is a pinhole to third order, so both start where the pinhole ended.
+        start = replace(plain, model=model, distortion=np.array([0.0 if model == "radial" else 1 / 3, 0.0]))
+        bent_config = BundleConfig(
+            free_focal=True, free_distortion=True, max_iterations=6, relative_tolerance=1e-4
+        )
+        bent = adjust(start, bent_config)
+        if bent.cost < best.cost * (1 - config.min_gain) and _is_monotonic(bent):
+            best = bent
+    mapper.map.model, mapper.map.distortion, mapper.map.focal_px = (
+        best.model,
+        best.distortion,
+        float(best.focal_px[0]),
+    )
+    if best.model != "pinhole":
+        mapper.adjust_all(max_iterations=4)
+        mapper.drop_outliers()
+        mapper.triangulate(np.flatnonzero(mapper.map.is_posed))
+
+
+def _is_monotonic(bundle: Bundle) -> bool:
+    """Whether the lens maps larger angles to larger radii over the whole image."""
+    corner = float(np.linalg.norm(bundle.centre_px)) / float(bundle.focal_px[0])
+    k1, k2 = bundle.distortion
+    reach = np.linspace(0, 1.6 * corner if bundle.model == "radial" else min(1.6 * corner, np.pi), 60)
+    image = reach * (1 + reach**2 * (k1 + k2 * reach**2))
+    rising = np.diff(image) > 0
+    stop = len(rising) if rising.all() else int(np.argmin(rising))
+    return bool(image[stop] >= corner)
