@@ -104,8 +104,7 @@ def rotvec_from_rotation(rotation: Array) -> Array:
 
 
 def quat_xyzw_from_rotation(rotation: Array) -> Array:
-    """Unit quaternions [..., 4] (x, y, z, w) of rotations [..., 3, 3]; the largest of the four pivots is
-    used."""
+    """Unit quaternions [..., 4] (x, y, z, w) with w >= 0 of rotations [..., 3, 3]; pivots on the largest."""
     xp = array_namespace(rotation)
     m = rotation
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]

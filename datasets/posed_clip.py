@@ -95,7 +95,8 @@ def open_table(dataset_dir: Path) -> pads.Dataset:
     """The trajectories of a dataset folder; ValueError where there are none or their schema is another
     version."""
     folder = dataset_dir / "trajectories"
-    files = sorted(folder.glob("**/*.parquet")) if folder.is_dir() else []
+    found = sorted(folder.glob("**/*.parquet")) if folder.is_dir() else []
+    files = [file for file in found if not file.name.startswith((".", "_"))]  # As pandas and pyarrow skip.
     if not files:
         raise ValueError(
             f"{folder}: no Parquet file; is {dataset_dir} a folder that `worldline annotate` wrote?"
