@@ -65,7 +65,7 @@ class Ground:
         # uncertain, for which Student's t widens the 68 % interval by about 1 + 1 / n.
         n = len(log_height)
         bend = float(np.nanmedian(np.abs(self.bend))) if np.isfinite(self.bend).any() else 0.0
-        return math.hypot(1.25 * scatter / math.sqrt(n) * (1 + 1 / n), 0.5 * bend, _FLOOR_SIGMA)
+        return math.hypot(1.25 * scatter / math.sqrt(n) * (1 + 1 / n), bend, _FLOOR_SIGMA)
 
 
 _FLOOR_SIGMA = 0.005
@@ -99,6 +99,8 @@ def fit_ground(
         return None
     planes = np.stack([fit.plane for _, fit in found])
     size = np.linalg.norm(planes, axis=1)
+    if float(np.std(np.log(size))) > config.max_scatter:
+        return None
     return Ground(
         frame_idx=np.array([window[0] for window, _ in found]),
         up_in_world=-planes / size[:, None],

@@ -29,11 +29,14 @@ class GroundConfig:
     """How far ahead the strip goes, in camera heights; farther ground fills less than a few pixel rows."""
     max_tilt_deg: float = 20.0
     """Largest angle between the ground's normal and the upward direction."""
-    min_correlation: float = 0.4
+    min_correlation: float = 0.5
     """Places whose aligned ground correlates less do not count: something stands on it, or it is not a plane.
-    Noise on bare asphalt alone brings the correlation down to 0.5."""
+    Noise on bare asphalt alone brings the correlation down to 0.6."""
     min_windows: int = 3
     """Fewer good places, or fewer than half of those looked at, give no ground."""
+    max_scatter: float = 0.15
+    """Standard deviation of log height over the places above which there is no common ground: it is not flat,
+    or not the ground."""
     seed: int = 0
     """Seed of the RANSAC on sparse points."""
 
