@@ -25,8 +25,8 @@ class ShowConfig:
     json: bool = False
     """Print one JSON object instead of tables."""
     verify: bool = False
-    """Also compare every finished unit with the checksum in its journal line; damaged ones are done again by the next
-    run."""
+    """Also compare every finished unit with the checksum in its journal line; damaged ones are done again
+    by the next run."""
 
 
 def main(config: ShowConfig) -> int:
@@ -49,7 +49,9 @@ def _print_tables(found: dict[str, Any], console: Console) -> None:
     videos, clips = found["videos"], found["trajectories"]
     table = Table(title=found["dataset"], show_header=False)
     size_gb, hours = videos["size_bytes"] / 1e9, videos["duration_s"] / 3600
-    table.add_row("videos", _counts(videos["status"]), f"{hours:.2f} h, {size_gb:.2f} GB, {videos['copies']} copies")
+    table.add_row(
+        "videos", _counts(videos["status"]), f"{hours:.2f} h, {size_gb:.2f} GB, {videos['copies']} copies"
+    )
     share = f"{clips['num_registered']} of {clips['num_frames']} frames posed"
     table.add_row("scenes", _counts(clips["status"]), f"{clips['duration_s'] / 3600:.2f} h, {share}")
     for name in ("degeneracy", "scale_status", "licence"):

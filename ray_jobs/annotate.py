@@ -302,7 +302,7 @@ def _assemble_on_ray(dataset: DatasetDir, buckets: set[str]) -> None:
     ray.get(waiting)
 
 
-def main(config: JobConfig) -> int:
+def main(config: JobConfig, work: Work | None = None) -> int:
     """Exit status: 0 all accounted for, 1 stopped early, 2 nothing usable, 3 failed share over the limit,
     130 Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -311,7 +311,7 @@ def main(config: JobConfig) -> int:
     console = Console()
     started_s = time.monotonic()
     try:
-        tally = run_job(config, console)
+        tally = run_job(config, console, work)
     except KeyboardInterrupt:
         print(f"\nstopped. Finished scenes are kept in {config.out}; the same command goes on from there.")
         return INTERRUPTED

@@ -1,8 +1,9 @@
-"""The `worldline` command: a table of subcommands, each a config dataclass and a `main(config) -> int` in its module.
+"""The `worldline` command: a table of subcommands, each a config dataclass and a `main(config) -> int` in
+its module.
 
 Nothing of a subcommand is imported before it is chosen. `worldline COMMAND --help` prints the text kept in
-`worldline/help/`, because building it means importing the whole annotator (a second or more); a test keeps the
-texts equal to what the configs say, and `python -m worldline.cli --write-help` writes them anew.
+`worldline/help/`, because building it means importing the whole annotator (a second or more); a test keeps
+the texts equal to what the configs say, and `python -m worldline.cli --write-help` writes them anew.
 """
 
 from __future__ import annotations
@@ -25,12 +26,18 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "annotate": Command("worldline.ray_jobs.annotate", "JobConfig", "videos to camera trajectories in Parquet, on Ray"),
+    "annotate": Command(
+        "worldline.ray_jobs.annotate", "JobConfig", "videos to camera trajectories in Parquet, on Ray"
+    ),
     "show": Command("worldline.datasets.show", "ShowConfig", "what a dataset folder holds"),
     "export": Command("worldline.datasets.export", "ExportConfig", "one clip in another system's format"),
     "score": Command("worldline.evaluate.score", "ScoreConfig", "a clip's errors against a true trajectory"),
-    "lint": Command("worldline.evaluate.lint", "LintConfig", "look for wrong axes, directions, origins and units"),
-    "demo": Command("worldline.ray_jobs.demo", "DemoConfig", "annotate two small videos and show what comes out"),
+    "lint": Command(
+        "worldline.evaluate.lint", "LintConfig", "look for wrong axes, directions, origins and units"
+    ),
+    "demo": Command(
+        "worldline.ray_jobs.demo", "DemoConfig", "annotate two small videos and show what comes out"
+    ),
 }
 
 HELP_DIR = Path(__file__).resolve().parent / "help"
@@ -73,7 +80,11 @@ def help_text(name: str) -> str:
     """The subcommand's help as its config says it now, 100 columns wide and without colour."""
     plain = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
     printed = io.StringIO()
-    with mock.patch.dict(os.environ, plain), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+    with (
+        mock.patch.dict(os.environ, plain),
+        contextlib.redirect_stdout(printed),
+        contextlib.suppress(SystemExit),
+    ):
         _run(name, ["--help"])
     return "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n"
 

@@ -1,16 +1,21 @@
-"""An annotator without video: a text file says, a line a scene, what becomes of it. For tests of the job itself.
+"""An annotator without video: a text file says, a line a scene, what becomes of it. To test the job itself.
 
     ok            poses of ten frames        reject, raise    that outcome
     sleep S       ok after S seconds         hang             never ends
     kill          its worker dies, always    kill-once        its worker dies the first time
-    big N         ok with N more bytes
+    big N         ok with N bytes that do not compress
+
+Run as a script it is `worldline annotate` with this annotator in place of the true one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -71,7 +76,7 @@ def annotate_clip(
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
     poses = np.tile(np.eye(3, 4).ravel(), 10) + scene.span.start_s
-    caption = "x" * int(argument) if order == "big" else None
+    caption = random.Random(0).randbytes(int(argument) // 2).hex() if order == "big" else None
     if sidecar_path is not None:
         sidecar_path.write_bytes(b"points" * 10)
     return {
@@ -82,3 +87,17 @@ def annotate_clip(
         "degeneracy": "ok",
         "caption": caption,
     }
+
+
+def with_fakes(work: Any) -> Any:
+    """The job's work with this annotator in place of the true one."""
+    return dataclasses.replace(work, probe=probe, detect_scenes=detect_scenes, annotate_clip=annotate_clip)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from worldline.ray_jobs.annotate import JobConfig, main, make_work, new_run_id
+
+    job = tyro.cli(JobConfig)
+    sys.exit(main(job, with_fakes(make_work(job, new_run_id()))))

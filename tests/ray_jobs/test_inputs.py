@@ -59,7 +59,10 @@ def test_uris(videos: Path) -> None:
     for name in ("x/1.mp4", "x/y/2.mp4", "x/readme"):
         files.pipe(f"/inputs-test/{name}", b"data of " + name.encode())
     found = list(list_inputs(["memory://inputs-test/x", f"file://{videos}/b.mp4", "nosuch://a/b.mp4"]))
-    assert [item.path for item in found[:2]] == ["memory:///inputs-test/x/1.mp4", "memory:///inputs-test/x/y/2.mp4"]
+    assert [item.path for item in found[:2]] == [
+        "memory:///inputs-test/x/1.mp4",
+        "memory:///inputs-test/x/y/2.mp4",
+    ]
     assert found[2].path.endswith("b.mp4")
     assert found[3].rejection is not None
     assert content_id(found[0].path) == hashlib.sha256(b"data of x/1.mp4").hexdigest()[:32]

@@ -1,4 +1,5 @@
-"""The adapters as plain callables: every outcome becomes a row, finished units are not done again, nothing is lost."""
+"""The adapters as plain callables: every outcome becomes a row, finished units are not done again, nothing
+is lost."""
 
 from __future__ import annotations
 
@@ -109,11 +110,15 @@ def test_every_outcome_is_a_row(work: Work, tmp_path: Path) -> None:
 def test_a_second_run_writes_nothing(work: Work, tmp_path: Path) -> None:
     _write(tmp_path / "v", "a.mp4", "ok", "raise", "reject")
     _run(work, tmp_path / "v")
-    files = {p: p.stat().st_mtime_ns for p in Path(work.out).rglob("*") if p.is_file() and "claim" not in p.name}
+    files = {
+        p: p.stat().st_mtime_ns for p in Path(work.out).rglob("*") if p.is_file() and "claim" not in p.name
+    }
     tally = _run(_next_run(work), tmp_path / "v")
     assert tally.num_new == 0
     assert dict(tally.clips) == {"ok": 1, "rejected": 1, "failed": 1}
-    again = {p: p.stat().st_mtime_ns for p in Path(work.out).rglob("*") if p.is_file() and "claim" not in p.name}
+    again = {
+        p: p.stat().st_mtime_ns for p in Path(work.out).rglob("*") if p.is_file() and "claim" not in p.name
+    }
     assert again == files
 
 
