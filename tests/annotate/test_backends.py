@@ -6,6 +6,7 @@ import re
 from fractions import Fraction
 
 import pytest
+
 from worldline.annotate.backends import load_backend
 from worldline.datasets.schema import MissingBackend
 
