@@ -91,8 +91,12 @@ def known_poses_cue(
     residual = known - known_from_ours.points(ours)
     deviation = float(np.quantile(error, inlier_share)) / float(chi.ppf(inlier_share, 3))  # per axis
     extent = float(np.sum((known[keep] - known[keep].mean(axis=0)) ** 2))
-    share_independent = _num_independent(residual[keep]) / int(keep.sum())
-    fit_sigma = deviation / math.sqrt(max(extent * share_independent, 1e-300))
+    independent = _num_independent(residual[keep])
+    # The similarity itself takes 7 of the residuals' freedoms, and choosing the best wastes about their
+    # share.
+    freedom = 3 * independent / max(3 * independent - 7, 1.0)
+    deviation *= math.sqrt(freedom) / inlier_share
+    fit_sigma = deviation / math.sqrt(max(extent * independent / int(keep.sum()), 1e-300))
     detail = f"{int(keep.sum())} of {int(has_both.sum())} poses, deviation {deviation:.3g} m an axis"
     if not known_from_ours.scale > 0:
         return None

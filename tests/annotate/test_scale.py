@@ -220,7 +220,7 @@ def test_bad_configurations_are_refused() -> None:
         {"lie_probability": 0.5},
         {"max_sigma": 0.0},
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=next(iter(bad))):
             ScaleConfig(**bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="baseline_m"):
         estimate_scale(walk(1.0), None, CONFIG, baseline_m=0.1)
