@@ -101,6 +101,24 @@ def test_alignment_over_all_frames_would_flatter():
     assert np.mean(inside) > 0.55
 
 
+def test_constant_turn_of_the_camera_frame_counts_only_where_the_rotation_is_held():
+    """A principal point off by ten pixels turns every camera alike: no frame moved wrongly."""
+    truth, step = true_path(), 0.002
+    sigma = sigma_with_scale_held(truth, step)
+    turn = np.concatenate([Rotation.from_euler("y", 1, degrees=True).as_matrix(), np.zeros((3, 1))], axis=1)
+
+    def simulate(fit_rotation):
+        def one_clip(rng, seed):
+            estimate = truth.copy()
+            estimate[:, :, 3] += random_walk(rng, step)
+            return coverage(compose(estimate, turn), truth, sigma, fit_rotation=fit_rotation)
+
+        return pooled(one_clip, 200)
+
+    assert simulate(False)[0] < 0.2
+    assert 0.7 < simulate(True)[0] < 0.95  # An upper bound: the fit takes away error that the sigmas contain.
+
+
 def test_first_cameras_rotation_error_counts_with_its_lever():
     """The gauge camera's own rotation error moves every later centre: sigma = angle sigma times distance, in
     a plane."""
