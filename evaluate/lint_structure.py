@@ -123,12 +123,17 @@ def _check_poses(row: dict[str, Any], poses: np.ndarray) -> list[str]:
 
 def _check_units(row: dict[str, Any], poses: np.ndarray, is_finite: np.ndarray) -> list[str]:
     times = np.array(row["timestamps_s"], dtype=np.float64)[is_finite]
-    if row.get("scale_status") != METRIC or len(times) < 2 or np.any(np.diff(times) <= 0):
+    if len(times) < 2 or np.any(np.diff(times) <= 0):
         return []
-    speed = float(np.median(np.linalg.norm(np.diff(poses[:, :, 3], axis=0), axis=-1) / np.diff(times)))
-    if speed > MAX_SPEED_M_S:
-        return [f"unit: a metric clip moves at {speed:.4g} m/s; are its lengths metres?"]
-    return []
+    problems = []
+    steps = np.linalg.norm(np.diff(poses[:, :, 3], axis=0), axis=-1)
+    stated, found = row.get("path_length"), float(steps.sum())
+    if stated is not None and abs(found - stated) > 0.01 * max(found, stated):
+        problems.append(f"unit: path_length is {stated:.6g}, the poses' path is {found:.6g} long")
+    speed = float(np.median(steps / np.diff(times)))
+    if row.get("scale_status") == METRIC and speed > MAX_SPEED_M_S:
+        problems.append(f"unit: a metric clip moves at {speed:.4g} m/s; are its lengths metres?")
+    return problems
 
 
 def _check_intrinsics(row: dict[str, Any]) -> list[str]:

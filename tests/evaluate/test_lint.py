@@ -231,6 +231,7 @@ STRUCTURE = {
     "time: timestamps": lambda row: row | {"timestamps_s": row["timestamps_s"][::-1]},
     "time: frames": lambda row: row | {"end_s": 0.5},
     "unit: a metric clip moves": lambda row: with_poses(row, poses_of(row) * [1, 1, 1, 1000]),
+    "unit: path_length": lambda row: row | {"path_length": 2.0},
     "unit: scale_sigma": lambda row: row | {"scale_sigma": -0.1},
     "unit: gravity": lambda row: row | {"gravity_in_world": [0.0, 9.81, 0.0]},
     "unit: sigma_translation": lambda row: row | {"sigma_translation": [-1.0] * NUM_FRAMES},
