@@ -13,8 +13,14 @@ import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
 from worldline.annotate.bundle import adjust
-from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
-from worldline.annotate.camera import invert
+from worldline.annotate.bundle_problem import (
+    Bundle,
+    BundleConfig,
+    linearise,
+    reprojection_errors,
+    robust_cost,
+)
+from worldline.annotate.camera import hat, invert
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.tracks import Tracks
 
@@ -33,6 +39,9 @@ class FramePoses:
     """[M, 2]"""
     error_px: np.ndarray
     """[M] reprojection error; inf in frames without a pose."""
+    own_variance: np.ndarray
+    """[T, 2] variance (rms axis) of centre and rotation that the frame's own observations leave if the points
+    are taken as known, in units of the residuals' own scatter; NaN where not registered."""
 
 
 def pose_all_frames(
@@ -89,7 +98,12 @@ def pose_all_frames(
     )
     error = np.where(registered[frame_idx], reprojection_errors(bundle), np.inf)
     return FramePoses(
-        cam_from_world=cam_from_world, frame_idx=frame_idx, track_idx=track_idx, xy_px=xy, error_px=error
+        cam_from_world=cam_from_world,
+        frame_idx=frame_idx,
+        track_idx=track_idx,
+        xy_px=xy,
+        error_px=error,
+        own_variance=_own_variance(bundle, error, registered),
     )
 
 
@@ -106,3 +120,30 @@ def _start_poses(tracks: Tracks, keyframe_map: KeyframeMap) -> np.ndarray:
         rotation = Slerp(kf_frames, Rotation.from_matrix(world_from_cam[:, :, :3]))(wanted).as_matrix()
     centre = np.stack([np.interp(wanted, kf_frames, world_from_cam[:, i, 3]) for i in range(3)], axis=1)
     return invert(np.concatenate([rotation, centre[:, :, None]], axis=2))
+
+
+def _own_variance(bundle: Bundle, error_px: np.ndarray, registered: np.ndarray) -> np.ndarray:
+    """Inverse of each frame's 6x6 information, with the robust weights and the scatter of its residuals."""
+    config = BundleConfig(free_points=False, loss_scale=2.0)
+    terms = linearise(bundle, config)
+    _, weight = robust_cost(bundle, config, terms)
+    jacobian = np.nan_to_num(terms["cam"]) * np.sqrt(weight)[:, None, None]
+    bounds = np.searchsorted(bundle.cam_idx, np.arange(len(registered) + 1))
+    variance = np.full((len(registered), 2), np.nan)
+    for frame in np.flatnonzero(registered):
+        rows = slice(bounds[frame], bounds[frame + 1])
+        stacked = jacobian[rows].reshape(-1, 6)
+        # Rotating about the world's origin moves the centre; held at the camera the two are told apart.
+        stacked = stacked @ _about_camera(bundle.cam_from_world[frame])
+        scatter = np.median(error_px[rows]) / 1.18
+        covariance = np.linalg.pinv(stacked.T @ stacked, hermitian=True) * scatter**2
+        variance[frame] = np.trace(covariance[3:, 3:]) / 3, np.trace(covariance[:3, :3]) / 3
+    return variance
+
+
+def _about_camera(cam_from_world: np.ndarray) -> np.ndarray:
+    """[6, 6] change of variables from (w, d) of R <- exp(w) R, t <- t + d to (w, change of the centre)."""
+    change = np.eye(6)
+    change[3:, :3] = hat(cam_from_world[:, 3])
+    change[3:, 3:] = -cam_from_world[:, :3]
+    return change

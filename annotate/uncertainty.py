@@ -1,8 +1,9 @@
 """Error bars: an adjusted keyframe map in, 1-sigma of every frame's position and rotation out.
 
-Keyframes carry the posterior covariance of the bundle adjustment, gauge: first keyframe held, scale held by
-the rms distance of the centres from it. Residuals of neighbouring frames share their errors (one template,
-one corner), so the formal covariance is too small; `inflation` is the factor measured on sequences with truth
+Keyframes carry the posterior covariance of the bundle adjustment; frames between them that of their
+neighbours plus what their own observations leave. Gauge: first keyframe held, scale held by the rms distance
+of the centres from it. Residuals of neighbouring frames share their errors (one template, one corner), so the
+formal covariance is too small; `inflation` is the factor measured on sequences with truth
 (benchmarks/poses.py, reliability plot).
 """
 
@@ -52,15 +53,22 @@ def frame_sigmas(tracks: Tracks, mapper: Mapper, poses: FramePoses, config: Sigm
         result = covariance(bundle, bundle_config)
     except np.linalg.LinAlgError:
         return FrameSigma(translation=unknown, rotation_rad=unknown.copy(), focal_px=float("nan"))
-    variance = np.einsum("cii->ci", result.camera) * config.inflation**2
-    translation = np.sqrt(variance[:, 3:6].mean(axis=1))
-    rotation = np.sqrt(variance[:, 0:3].mean(axis=1))
+    diagonal = np.einsum("cii->ci", result.camera)
     kf_frames = np.array([kf.frame_idx for kf in tracks.keyframes])[keyframes]
-    registered = np.isfinite(poses.cam_from_world[:, 0, 0])
-    at = np.arange(num_frames)
+    is_keyframe = np.isin(np.arange(num_frames), kf_frames)
+    variance = np.stack(
+        [
+            np.interp(np.arange(num_frames), kf_frames, diagonal[:, 3:6].mean(axis=1)),
+            np.interp(np.arange(num_frames), kf_frames, diagonal[:, 0:3].mean(axis=1)),
+        ],
+        axis=1,
+    )
+    variance += np.where(is_keyframe[:, None], 0.0, poses.own_variance)
+    sigma = config.inflation * np.sqrt(variance)
+    sigma[~np.isfinite(poses.cam_from_world[:, 0, 0])] = np.nan
     return FrameSigma(
-        translation=np.where(registered, np.interp(at, kf_frames, translation), np.nan),
-        rotation_rad=np.where(registered, np.interp(at, kf_frames, rotation), np.nan),
+        translation=sigma[:, 0],
+        rotation_rad=sigma[:, 1],
         focal_px=0.0
         if mapper.known_focal
         else result.log_focal_sigma * mapper.map.focal_px * config.inflation,
