@@ -7,6 +7,7 @@ its z axis (OpenCV axes, as in annotate/camera.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,6 +45,8 @@ class FreeSpace:
     """How fast people walk here: 1.4 in the open, half of that around furniture."""
     gaze_rad: float = 0.0
     """Direction in which walkers look, relative to the route's heading: 0 is ahead, -pi/2 is left."""
+    orbit_rad: float = math.radians(35)
+    """How far to either side of the start an orbit around the target stays clear of things."""
     looks_at_target: bool
     """Whether a camera at the start looks at the target rather than along the route."""
 
@@ -170,12 +173,12 @@ class CameraPath:
         )
 
     def _orbiting(self, times_s: np.ndarray) -> Motion:
-        """Around the target at constant distance, up to 35 degrees to either side, looking at it."""
+        """Around the target at constant distance, to and fro, looking at it."""
         start, _, _ = self._start()
         target = self._space.target_in_scene
         offset = start - target
         radius = float(np.hypot(offset[0], offset[1]))
-        swing = np.radians(35)
+        swing = self._space.orbit_rad
         angle = np.arctan2(offset[1], offset[0]) + swing * np.sin(
             self._speed_m_s * times_s / (radius * swing)
         )

@@ -51,7 +51,8 @@ void main() {
     float side = is_u ? max(v, 0.25 * u) : is_v ? max(u, 0.25 * v) : isotropic;
     float layer = v_layer + (is_u ? num_layers : is_v ? 2.0 * num_layers : 0.0);
     vec3 albedo = textureLod(textures, vec3(v_uv, layer), log2(side * size_px)).rgb;
-    float coarse = log2(isotropic * size_px) - 2.87;
+    // Smooth, so that its level may be a whole number: Mesa then reads one level instead of two.
+    float coarse = max(floor(log2(isotropic * size_px) - 2.87), 0.0);
     float uneven = textureLod(textures, vec3(v_uv * 0.137 + v_layer * 0.31, 0.0), coarse).r;
     colour = vec4(albedo * v_tint * (0.62 + 0.76 * uneven), 1.0);
 }

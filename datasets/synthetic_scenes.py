@@ -263,6 +263,7 @@ def _corridor(mesh: Mesh, route_length_m: float) -> FreeSpace:
         target_in_scene=np.array([0.0, 6.0, 1.4]),
         reach_m=0.5,
         ahead_m=route_length_m + 8.0,
+        orbit_rad=0.08,
         walking_m_s=1.4,
         looks_at_target=False,
     )

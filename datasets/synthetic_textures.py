@@ -110,7 +110,7 @@ def rectangle(
 
 def macro(rng: np.random.Generator) -> Texture:
     """Large-scale unevenness around mid grey, multiplied over every surface so that tiles do not repeat."""
-    return done(np.repeat((128 + 30 * fractal(rng, 1.1))[..., None], 3, axis=2))
+    return done(np.repeat((128 + 30 * fractal(rng, 1.5))[..., None], 3, axis=2))
 
 
 def plaster(rng: np.random.Generator) -> Texture:

@@ -22,15 +22,20 @@ OFF_CENTRE = Intrinsics(fxfycxcy_px=np.array([410.0, 455.0, 331.3, 166.8]), widt
 
 
 def checkers(rng: np.random.Generator) -> Texture:
+    """Soft-edged, so that what is measured is the geometry and not the detector's trouble with hard steps."""
     cell = np.indices((SIZE_PX, SIZE_PX)) // (SIZE_PX // CELLS)
-    return np.repeat((60 + 140 * (cell.sum(axis=0) % 2)).astype(np.uint8)[..., None], 3, axis=2)
+    soft = cv2.GaussianBlur((60 + 140 * (cell.sum(axis=0) % 2)).astype(np.uint8), (0, 0), 2)
+    return np.repeat(soft[..., None], 3, axis=2)
 
 
 def board() -> tuple[Mesh, np.ndarray]:
     """A checkerboard in the plane y = 0 and its inner corners [49, 3] in the scene."""
     mesh = Mesh(np.random.default_rng(0))
     half = SIDE_M / 2
-    mesh.quad(np.array([[-half, 0, half], [half, 0, half], [half, 0, -half], [-half, 0, -half]]), mesh.texture(checkers))
+    mesh.quad(
+        np.array([[-half, 0, half], [half, 0, half], [half, 0, -half], [-half, 0, -half]]),
+        mesh.texture(checkers),
+    )
     ticks = np.arange(1, CELLS) * SIDE_M / CELLS - half
     x, z = np.meshgrid(ticks, -ticks)
     return mesh, np.stack([x, 0 * x, z], axis=-1).reshape(-1, 3)
@@ -40,6 +45,13 @@ def looking_north(position: tuple[float, float, float], rotvec: tuple[float, flo
     """scene_from_cam of a camera that looks along +y, then turned by rotvec in its own frame."""
     base = np.array([[1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])
     return np.column_stack([base @ rotation_from_rotvec(np.array(rotvec)), position])
+
+
+def even_textures(mesh: Mesh) -> np.ndarray:
+    """The mesh's textures without the large-scale unevenness, whose gradients would pull corners."""
+    textures = mesh.textures()
+    textures[0] = 128
+    return textures
 
 
 VIEWS = [
@@ -52,20 +64,25 @@ VIEWS = [
 def corner_errors_px(image: np.ndarray, expected_px: np.ndarray) -> np.ndarray:
     """Distances [N] from expected corners to the sub-pixel corners found near them."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    start = (expected_px - 0.5).astype(np.float32).reshape(-1, 1, 2)  # OpenCV counts from the first pixel's centre
+    start = (
+        (expected_px - 0.5).astype(np.float32).reshape(-1, 1, 2)
+    )  # OpenCV counts from the first pixel's centre
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_COUNT, 60, 1e-4)
-    found = cv2.cornerSubPix(grey, start + 0.7, (5, 5), (-1, -1), criteria)
+    found = cv2.cornerSubPix(grey, start + 0.7, (8, 8), (-1, -1), criteria)
     return np.linalg.norm(found[:, 0] + 0.5 - expected_px, axis=1)
 
 
 @pytest.mark.parametrize("view", range(len(VIEWS)))
 def test_corners_are_where_project_says(view: int) -> None:
     mesh, corners = board()
-    with Renderer(mesh.vertices(), mesh.textures()) as renderer:
+    with Renderer(mesh.vertices(), even_textures(mesh)) as renderer:
         image = renderer.image(OFF_CENTRE, VIEWS[view], NO_OBJECTS)
-    errors = corner_errors_px(image, project(transform(invert(VIEWS[view]), corners), OFF_CENTRE))
-    assert np.median(errors) < 0.05
-    assert errors.max() < 0.12
+    expected_px = project(transform(invert(VIEWS[view]), corners), OFF_CENTRE)
+    is_seen = (np.abs(expected_px - [320, 181]) < [305, 166]).all(axis=1)
+    assert is_seen.sum() > 25
+    errors = corner_errors_px(image, expected_px[is_seen])
+    assert np.median(errors) < 0.02
+    assert errors.max() < 0.06
 
 
 @pytest.mark.parametrize("view", range(len(VIEWS)))
@@ -114,7 +131,11 @@ def test_too_many_moving_objects_are_refused() -> None:
         renderer.image(OFF_CENTRE, VIEWS[0], np.zeros((100, 3, 4)))
 
 
-LENSES = [("radial", (-0.25, 0.06), 420.0), ("radial", (0.12, 0.02), 420.0), ("fisheye", (0.03, -0.01), 330.0)]
+LENSES = [
+    ("radial", (-0.25, 0.06), 420.0),
+    ("radial", (0.12, 0.02), 420.0),
+    ("fisheye", (0.03, -0.01), 330.0),
+]
 
 
 @pytest.mark.parametrize(("model", "distortion", "focal_px"), LENSES)
@@ -127,17 +148,17 @@ def test_bent_corners_and_depth_are_exact(model: str, distortion: tuple[float, .
         distortion=distortion,
     )
     mesh, corners = board()
-    view = looking_north((0.1, -1.25, -0.03), (0.05, 0.1, 0.05))
+    view = looking_north((0.1, -1.5, -0.03), (0.05, 0.1, 0.05))
     lens = Lens(camera)
-    with Renderer(mesh.vertices(), mesh.textures()) as renderer:
+    with Renderer(mesh.vertices(), even_textures(mesh)) as renderer:
         image = lens.image(renderer.image(lens.source, view, NO_OBJECTS))
         source_depth_m, objects = renderer.depth(lens.source, view, NO_OBJECTS)
     expected_px = project(transform(invert(view), corners), camera)
     is_seen = (np.abs(expected_px - [320, 180]) < [300, 160]).all(axis=1)
     assert is_seen.sum() > 20
     errors = corner_errors_px(image, expected_px[is_seen])
-    assert np.median(errors) < 0.05
-    assert errors.max() < 0.15
+    assert np.median(errors) < 0.02
+    assert errors.max() < 0.06
     expected_m, is_inside = plane_depth_m(camera, view)
     np.testing.assert_allclose(lens.depth(source_depth_m)[is_inside], expected_m[is_inside], rtol=1e-4)
     assert (lens.labels(objects)[is_inside] == 0).all()
@@ -145,12 +166,20 @@ def test_bent_corners_and_depth_are_exact(model: str, distortion: tuple[float, .
 
 def test_a_lens_beyond_a_pinhole_is_refused() -> None:
     wide = Intrinsics(
-        fxfycxcy_px=np.array([190.0, 190, 320, 180]), width=640, height=360, model="fisheye", distortion=(0.0, 0.0)
+        fxfycxcy_px=np.array([190.0, 190, 320, 180]),
+        width=640,
+        height=360,
+        model="fisheye",
+        distortion=(0.0, 0.0),
     )
     with pytest.raises(ValueError, match="degrees off its axis"):
         Lens(wide)
     folded = Intrinsics(
-        fxfycxcy_px=np.array([200.0, 200, 320, 180]), width=640, height=360, model="radial", distortion=(-0.4, 0.0)
+        fxfycxcy_px=np.array([200.0, 200, 320, 180]),
+        width=640,
+        height=360,
+        model="radial",
+        distortion=(-0.4, 0.0),
     )
     with pytest.raises(ValueError, match="have no ray"):
         Lens(folded)
