@@ -46,7 +46,7 @@ class Transition:
 
 
 def is_same_place(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether one picture is the other moved by optical flow, whatever the brightness. RGB [H, W, 3] uint8."""
+    """Whether a picture is the other moved by optical flow, whatever its brightness; RGB [H, W, 3] uint8."""
     likeness = max(_likeness(_flow_warp(a, b), _thumb(b)) for a, b in ((before, after), (after, before)))
     return likeness > _SAME_PLACE_LIKENESS
 
@@ -66,11 +66,11 @@ def _likeness(a: np.ndarray, b: np.ndarray) -> float:
 def _flow_warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Thumb of `source` moved onto `target` by dense optical flow."""
     height, width = target.shape[:2]
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(
-        cv2.cvtColor(target, cv2.COLOR_RGB2GRAY), cv2.cvtColor(source, cv2.COLOR_RGB2GRAY), None
-    )
+    luma_target, luma_source = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (target, source))
+    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow = estimator.calc(luma_target, luma_source, None)  # type: ignore[call-overload]
     xy = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32) + flow
-    moved = cv2.remap(source, xy, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.remap(source, xy[..., 0], xy[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return _thumb(moved)
 
 

@@ -344,7 +344,9 @@ def _read_pyav(
     for frame, index in _indexed_frames(info, local_path, first, last, num_threads):
         if (index - first) % stride:
             continue
-        image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+        image: np.ndarray = frame.to_ndarray(
+            format="rgb24", width=width, height=height, interpolation="BICUBIC"
+        )
         if info.rotation_deg:
             image = np.ascontiguousarray(np.rot90(image, -(info.rotation_deg // 90)))
         yield Frame(index, float(info.timestamps_s[index]), image)

@@ -55,7 +55,8 @@ class MotionScores:
         if scale < 1:
             luma = cv2.resize(luma, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         if self._previous is not None:
-            flow_px = self._flow.calc(self._previous, luma, None) / scale  # [h, w, 2]
+            flow = self._flow.calc(self._previous, luma, None)  # type: ignore[call-overload]
+            flow_px = flow / scale  # [h, w, 2]
             length_px = cv2.magnitude(flow_px[..., 0], flow_px[..., 1])
             self._means_px.append(float(length_px.mean()))
             self._num_static += bool(np.median(length_px) < self._config.static_px)
