@@ -182,14 +182,16 @@ def estimate_scale(
     known_world_from_cam: np.ndarray | None = None,
     partner_cam_from_world: np.ndarray | None = None,
     baseline_m: float | None = None,
+    focal_sigma: float = 0.0,
 ) -> Scale:
     """Measures the metric scale of a reconstruction from every cue at hand.
 
     media_path: the clip's file, read for telemetry (None: none). grey_frames: frames on demand, for the
     ground. depth_maps: metric depth. known_world_from_cam [T, 3, 4]: known metric poses, NaN where unknown.
     partner_cam_from_world [T, 3, 4] with baseline_m: a second camera of the same rig in the same
-    reconstruction. Raises ValueError where one of the latter two is given without the other, MissingBackend
-    where the file has telemetry to read and its package is absent.
+    reconstruction. focal_sigma: relative 1-sigma of the focal length, 0 where it was given. Raises ValueError
+    where one of the latter two is given without the other, MissingBackend where the file has telemetry to
+    read and its package is absent.
     """
     if (partner_cam_from_world is None) != (baseline_m is None):
         raise ValueError("partner_cam_from_world and baseline_m belong together")
@@ -198,7 +200,7 @@ def estimate_scale(
     if media_path is not None and config.use_telemetry:
         cues, gravity_in_world = _telemetry_cues(reconstruction, media_path, config)
     ground = _find_ground(reconstruction, config, grey_frames, gravity_in_world)
-    cues.append(_height_cue(ground, config))
+    cues.append(_height_cue(ground, config, focal_sigma))
     if depth_maps is not None:
         cues.append(depth_cue(reconstruction, depth_maps, sigma=config.depth_sigma))
     if known_world_from_cam is not None:
@@ -319,10 +321,14 @@ def _find_ground(
     return fit_ground(reconstruction, config.ground, grey_frames=grey_frames, up_in_world=up_in_world)
 
 
-def _height_cue(ground: Ground | None, config: ScaleConfig) -> Cue | None:
+def _height_cue(ground: Ground | None, config: ScaleConfig, focal_sigma: float) -> Cue | None:
     if ground is None:
         return None
     if config.camera_height_m is not None:
-        return camera_height_cue(ground, config.camera_height_m, config.camera_height_sigma_m, about="given")
-    prior = MOTION_LIMITS[config.motion].camera_height_m
-    return None if prior is None else camera_height_cue(ground, *prior, about=config.motion)
+        known, about = (config.camera_height_m, config.camera_height_sigma_m), "given"
+    else:
+        prior = MOTION_LIMITS[config.motion].camera_height_m
+        if prior is None:
+            return None
+        known, about = prior, config.motion
+    return camera_height_cue(ground, *known, about=about, focal_sigma=focal_sigma)

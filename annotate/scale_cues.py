@@ -44,17 +44,22 @@ class Cue:
             )
 
 
-def camera_height_cue(ground: Ground, height_m: float, sigma_m: float, *, about: str) -> Cue:
-    """A camera that is known to be `height_m` +- `sigma_m` above the ground; `about` names who says so."""
-    prior_sigma = sigma_m / height_m
-    sigma = math.hypot(prior_sigma, ground.log_height_sigma)
+def camera_height_cue(
+    ground: Ground, height_m: float, sigma_m: float, *, about: str, focal_sigma: float = 0.0
+) -> Cue:
+    """A camera that is known to be `height_m` +- `sigma_m` above the ground; `about` names who says so.
+
+    focal_sigma: relative error of the focal length. A camera that moves ahead sees the ground at an angle of
+    height over distance, so the height in units of the path errs by as much as the focal length.
+    """
+    sigma = math.hypot(sigma_m / height_m, ground.log_height_sigma, focal_sigma)
     detail = (
         f"{about} {height_m:g} +- {sigma_m:g} m over {ground.method} ground at {len(ground.height)} places, "
-        f"height {ground.median_height:.4g} units +- {100 * ground.log_height_sigma:.1f} %"
+        f"height {ground.median_height:.4g} units +- {100 * ground.log_height_sigma:.1f} %, "
+        f"focal length +- {100 * focal_sigma:.1f} %"
     )
-    return Cue(
-        name="camera_height", log_scale=math.log(height_m / ground.median_height), sigma=sigma, detail=detail
-    )
+    log_scale = math.log(height_m / ground.median_height)
+    return Cue(name="camera_height", log_scale=log_scale, sigma=sigma, detail=detail)
 
 
 def known_poses_cue(

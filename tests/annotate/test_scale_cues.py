@@ -236,3 +236,18 @@ def test_smoothed_ratios_follow_the_recursion_and_skip_unknown_frames() -> None:
     ratios = np.array([np.nan, 2.0, np.nan, 4.0, 4.0])
     expected = [np.nan, 2.0, 2.0, 0.9 * 2 + 0.1 * 4, 0.9 * (0.9 * 2 + 0.1 * 4) + 0.1 * 4]
     np.testing.assert_allclose(smoothed_ratios(ratios, momentum=0.9), expected)
+
+
+def test_an_unsure_focal_length_makes_the_height_unsure() -> None:
+    ground = Ground(
+        frame_idx=np.arange(4),
+        up_in_world=np.tile([0.0, -1.0, 0.0], (4, 1)),
+        height=np.full(4, 0.8),
+        bend=np.zeros(4),
+        support=np.ones(4),
+        method="photometric",
+    )
+    sure = camera_height_cue(ground, 1.6, 0.02, about="given")
+    unsure = camera_height_cue(ground, 1.6, 0.02, about="given", focal_sigma=0.05)
+    assert unsure.log_scale == sure.log_scale == pytest.approx(math.log(2))
+    assert unsure.sigma == pytest.approx(math.hypot(sure.sigma, 0.05))
