@@ -37,6 +37,8 @@ class FramePoses:
     """[M]"""
     xy_px: np.ndarray
     """[M, 2]"""
+    focal_px: np.ndarray
+    """[T] focal length of each frame."""
     error_px: np.ndarray
     """[M] reprojection error; inf in frames without a pose."""
     own_variance: np.ndarray
@@ -51,9 +53,13 @@ def pose_all_frames(
     max_error_px: float,
     min_points: int = 15,
     free_translation: bool = True,
+    focal_px: np.ndarray | None = None,
 ) -> FramePoses:
-    """Poses every frame of a clip from its keyframe map; free_translation=False for a camera that only
-    turns."""
+    """Poses every frame of a clip from its keyframe map.
+
+    free_translation=False: a camera that only turns. focal_px [T]: start values of a focal length that changes
+    from frame to frame and is then free; None: the map's.
+    """
     has_point = np.isfinite(keyframe_map.points[:, 0])
     rows = has_point[tracks.track_idx]
     frame_idx, track_idx, xy = (
@@ -69,7 +75,7 @@ def pose_all_frames(
         cam_idx=frame_idx,
         point_idx=track_idx,
         xy_px=xy,
-        focal_px=np.full(num_frames, keyframe_map.focal_px),
+        focal_px=np.full(num_frames, keyframe_map.focal_px) if focal_px is None else focal_px,
         centre_px=keyframe_map.centre_px,
         model=keyframe_map.model,
         distortion=keyframe_map.distortion,
@@ -78,6 +84,8 @@ def pose_all_frames(
     config = BundleConfig(
         free_points=False,
         free_translation=free_translation,
+        free_camera_focal=focal_px is not None,
+        focal_step_sigma=0.02,
         max_iterations=6,
         loss_scale=2.0,
         relative_tolerance=1e-4,
@@ -103,6 +111,7 @@ def pose_all_frames(
         track_idx=track_idx,
         xy_px=xy,
         error_px=error,
+        focal_px=bundle.focal_px,
         own_variance=_own_variance(bundle, error, registered),
     )
 

@@ -216,7 +216,7 @@ def _path_columns(geometry: Geometry, scale: Scale | None) -> dict[str, Any]:
     world_from_cam[registered] = invert(reconstruction.cam_from_world[registered])
     columns: dict[str, Any] = {"world_from_cam": world_from_cam.reshape(-1).tolist()}
     centre, time = world_from_cam[registered][:, :, 3], reconstruction.timestamps_s[registered]
-    if geometry.degeneracy in ("static", "pure_rotation"):
+    if geometry.sigma is None:
         return columns | {"path_length": 0.0, "speed_median": 0.0}
     steps = np.linalg.norm(np.diff(centre, axis=0), axis=1)
     columns["path_length"] = float(steps.sum())

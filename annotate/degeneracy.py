@@ -33,6 +33,8 @@ class DegeneracyConfig:
     """Median residual up to which turning alone explains a clip."""
     rotation_inlier_share: float = 0.88
     """Share of observations within three times rotation_px that must agree with turning alone."""
+    zoom_log_range: float = 0.04
+    """Range of the log focal length over a turning clip from which it counts as zooming."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,8 @@ class RotationFit:
     """[k, 3, 3] cam_from_world rotations."""
     direction: np.ndarray
     """[N, 3] rays of the tracks in world; NaN where a track was not used."""
-    focal_px: float
+    focal_px: np.ndarray
+    """[k] of each keyframe; they differ where the camera zooms."""
     median_px: float
     inlier_share: float
 
@@ -102,6 +105,11 @@ def is_explained(fit: RotationFit, tracks: Tracks, config: DegeneracyConfig) -> 
     return fit.median_px < limit and fit.inlier_share > config.rotation_inlier_share
 
 
+def is_zooming(fit: RotationFit, config: DegeneracyConfig) -> bool:
+    """Whether the focal length changes over the clip by more than noise makes it."""
+    return float(np.ptp(np.log(fit.focal_px))) > config.zoom_log_range
+
+
 def _fit_rotation(
     tracks: Tracks,
     chosen: np.ndarray,
@@ -119,13 +127,16 @@ def _fit_rotation(
     rotation = np.zeros((len(chosen), 3, 3))
     rotation[0] = np.eye(3)
     direction = np.full((tracks.num_tracks, 3), np.nan)
+    zoom = np.ones(len(chosen))
     for kf in range(len(chosen)):
         at = np.flatnonzero(kf_idx == kf)
         if kf > 0:
             known = at[np.isfinite(direction[track_idx[at], 0])]
             if len(known) < 12:
                 return None
-            rotation[kf] = _align_rays(rays[known], direction[track_idx[known]])
+            rotation[kf], zoom[kf] = _align_zoomed(rays[known], direction[track_idx[known]])
+            at_focal = rays[at] * [1 / zoom[kf], 1 / zoom[kf], 1]
+            rays[at] = at_focal / np.linalg.norm(at_focal, axis=1, keepdims=True)
         fresh = at[~np.isfinite(direction[track_idx[at], 0])]
         direction[track_idx[fresh]] = rays[fresh] @ rotation[kf]
     used, point_idx = np.unique(track_idx, return_inverse=True)
@@ -135,11 +146,19 @@ def _fit_rotation(
         cam_idx=kf_idx,
         point_idx=point_idx,
         xy_px=xy,
-        focal_px=np.full(len(chosen), focal),
+        focal_px=focal * zoom,
         centre_px=np.array([tracks.width / 2, tracks.height / 2]),
         sigma_px=0.5,
     )
     config = BundleConfig(free_translation=False, free_focal=True, max_iterations=8, relative_tolerance=1e-3)
+    bundle = adjust(bundle, config)
+    config = BundleConfig(
+        free_translation=False,
+        free_camera_focal=True,
+        focal_step_sigma=0.1,
+        max_iterations=8,
+        relative_tolerance=1e-3,
+    )
     bundle = adjust(bundle, config)
     error = reprojection_errors(bundle)
     limit = 3 * 0.6 * max(tracks.width, tracks.height) / 640
@@ -147,10 +166,27 @@ def _fit_rotation(
         kf_idx=chosen,
         rotation=bundle.cam_from_world[:, :, :3],
         direction=_scatter(bundle.points_in_world, used, tracks.num_tracks),
-        focal_px=float(bundle.focal_px[0]),
+        focal_px=bundle.focal_px,
         median_px=float(np.median(error)),
         inlier_share=float(np.mean(error < limit)),
     )
+
+
+def _align_zoomed(rays_in_cam: np.ndarray, rays_in_world: np.ndarray) -> tuple[np.ndarray, float]:
+    """cam_from_world rotation between two sets of rays, and the factor by which the camera's focal length
+    exceeds the one that its rays were computed with."""
+    zoom, rotation = 1.0, np.eye(3)
+    for _ in range(4):
+        flattened = rays_in_cam * [1 / zoom, 1 / zoom, 1]
+        rotation = _align_rays(flattened / np.linalg.norm(flattened, axis=1, keepdims=True), rays_in_world)
+        turned = rays_in_world @ rotation.T
+        seen, expected = rays_in_cam[:, :2] / rays_in_cam[:, 2:], turned[:, :2] / turned[:, 2:]
+        radius2 = np.sum(expected**2, axis=1)
+        outer = (radius2 > np.quantile(radius2, 0.3)) & (turned[:, 2] > 0.1)
+        if outer.sum() < 6:
+            break
+        zoom = float(np.median(np.sum(seen * expected, axis=1)[outer] / radius2[outer]))
+    return rotation, float(np.clip(zoom, 0.2, 5.0))
 
 
 def _scatter(points: np.ndarray, at: np.ndarray, count: int) -> np.ndarray:

@@ -14,8 +14,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from worldline.annotate.all_frames import FramePoses, pose_all_frames
-from worldline.annotate.camera import Intrinsics, compose, invert
-from worldline.annotate.degeneracy import DegeneracyConfig, RotationFit, fit_rotation, is_explained, is_static
+from worldline.annotate.camera import Intrinsics, compose, invert, rotation_angle
+from worldline.annotate.degeneracy import (
+    DegeneracyConfig,
+    RotationFit,
+    fit_rotation,
+    is_explained,
+    is_static,
+    is_zooming,
+)
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.lens import LensConfig, choose_lens
 from worldline.annotate.mapping import Mapper, MappingConfig, map_keyframes
@@ -26,6 +33,9 @@ from worldline.annotate.uncertainty import FrameSigma, SigmaConfig, frame_sigmas
 from worldline.datasets.schema import ClipRejected
 
 logger = logging.getLogger(__name__)
+
+_FOCAL_TURN_DEG = 2.0
+"""A camera that turns less shows changes of its focal length but not the focal length itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,13 +93,14 @@ def estimate_geometry(
         guesses = [share * longer for share in config.mapping.focal_guesses]
     turning = fit_rotation(tracks, guesses)
     if turning is not None and is_explained(turning, tracks, config.degeneracy):
-        return Geometry(
-            degeneracy="pure_rotation", reconstruction=_turning(tracks, times, turning), sigma=None
-        )
-    keyframe_map = map_keyframes(tracks, config.mapping, known)
+        label = "zoom" if is_zooming(turning, config.degeneracy) else "pure_rotation"
+        return Geometry(degeneracy=label, reconstruction=_turning(tracks, times, turning), sigma=None)
+    keyframe_map = map_keyframes(tracks, config.mapping, known, is_known=known is not None)
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
-    if known is None:
-        choose_lens(mapper, config.lens)
+    if known is None and choose_lens(mapper, config.lens):
+        # Under a strong distortion the pinhole map has lost its borders: map again with the lens found.
+        keyframe_map = map_keyframes(tracks, config.mapping, mapper.map.intrinsics())
+        mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=False)
     _polish(mapper, [keyframe.grey for keyframe in tracks.keyframes], config.refine)
     poses = pose_all_frames(tracks, mapper.map, max_error_px=mapper.max_error_px)
     return _conclude(tracks, times, mapper, poses, config)
@@ -212,7 +223,7 @@ def _turning(tracks: Tracks, times: np.ndarray, fit: RotationFit) -> Reconstruct
         points=fit.direction,
         width=tracks.width,
         height=tracks.height,
-        focal_px=fit.focal_px,
+        focal_px=float(np.median(fit.focal_px)),
         centre_px=np.array([tracks.width / 2, tracks.height / 2]),
         model="pinhole",
         distortion=np.zeros(2),
@@ -222,7 +233,13 @@ def _turning(tracks: Tracks, times: np.ndarray, fit: RotationFit) -> Reconstruct
         is_inlier=np.zeros(0, dtype=bool),
     )
     limit = 3.0 * max(tracks.width, tracks.height) / 640
-    poses = pose_all_frames(tracks, turning_map, max_error_px=limit, free_translation=False)
+    kf_frames = np.array([kf.frame_idx for kf in tracks.keyframes])[fit.kf_idx]
+    focal = np.exp(np.interp(np.arange(tracks.num_frames), kf_frames, np.log(fit.focal_px)))
+    poses = pose_all_frames(tracks, turning_map, max_error_px=limit, free_translation=False, focal_px=focal)
+    focal = poses.focal_px
+    turned = rotation_angle(fit.rotation @ fit.rotation[0].T)
+    if float(np.max(turned)) < np.radians(_FOCAL_TURN_DEG):
+        focal = np.full(tracks.num_frames, np.nan)
     registered = np.flatnonzero(np.isfinite(poses.cam_from_world[:, 0, 0]))
     if len(registered) == 0:
         raise ClipRejected("geometry", "no_rotation", "no frame agrees with the turning camera")
@@ -230,7 +247,6 @@ def _turning(tracks: Tracks, times: np.ndarray, fit: RotationFit) -> Reconstruct
     relative[registered] = compose(
         poses.cam_from_world[registered], invert(poses.cam_from_world[registered[0]])
     )
-    fxfycxcy = np.array([fit.focal_px, fit.focal_px, tracks.width / 2, tracks.height / 2])
-    return _without_structure(
-        tracks, times, relative, np.broadcast_to(fxfycxcy, (tracks.num_frames, 4)).copy()
-    )
+    centre = np.broadcast_to([tracks.width / 2, tracks.height / 2], (tracks.num_frames, 2))
+    fxfycxcy = np.concatenate([focal[:, None], focal[:, None], centre], axis=1)
+    return _without_structure(tracks, times, relative, fxfycxcy)

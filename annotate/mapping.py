@@ -59,8 +59,10 @@ def keyframe_observations(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.nd
     )
 
 
-def map_keyframes(tracks: Tracks, config: MappingConfig, start: Intrinsics | None = None) -> KeyframeMap:
-    """Maps a clip's keyframes; `start` gives known intrinsics, which are then held.
+def map_keyframes(
+    tracks: Tracks, config: MappingConfig, start: Intrinsics | None = None, *, is_known: bool = False
+) -> KeyframeMap:
+    """Maps a clip's keyframes. `start`: intrinsics to begin with, which are held where `is_known`.
 
     Raises ClipRejected("mapping", ...) where no pair of keyframes gives a start.
     """
@@ -87,7 +89,7 @@ def map_keyframes(tracks: Tracks, config: MappingConfig, start: Intrinsics | Non
         xy_px=xy,
         is_inlier=np.ones(len(xy), dtype=bool),
     )
-    mapper = Mapper.of(empty, config, tracks, known_focal=start is not None)
+    mapper = Mapper.of(empty, config, tracks, known_focal=is_known)
     mapper.start(guesses)
     mapper.grow()
     return mapper.map
@@ -387,8 +389,9 @@ class Mapper:
         self._run(rows, BundleConfig(max_iterations=4), near)
 
     def longest_tracks(self, count: int) -> np.ndarray:
-        """Inlier rows of the `count` tracks that most keyframes see."""
-        rows = self._rows()
+        """All rows, outliers too, of the `count` triangulated tracks that most posed keyframes see."""
+        use = self.map.is_posed[self.map.kf_idx] & np.isfinite(self.map.points[self.map.track_idx, 0])
+        rows = np.flatnonzero(use)
         length = np.bincount(self.map.track_idx[rows], minlength=len(self.map.points))
         chosen = np.argsort(-length, kind="stable")[:count]
         return rows[np.isin(self.map.track_idx[rows], chosen)]
