@@ -44,7 +44,8 @@ class Evidence:
     """tracks or frames"""
     num_measurements: int
     residual_px: dict[str, float]
-    """Mean residual, each capped at CAP_PX, of the poses as stored and under each repair."""
+    """Residual of the poses as stored and under each repair: for tracks the mean of residuals capped at
+    CAP_PX, for frames the median."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +174,8 @@ def frame_evidence(
             errors[name].append(focal_px * angle_off_epipolar_arc(rays[0], rays[1], second_from_first))
     joined = {name: np.concatenate(found) for name, found in errors.items()}
     num = len(joined[STORED])
-    residual = {name: _capped_mean(error) for name, error in joined.items()} if num else {}
+    # The median, since other cars and passers-by can make up a large minority of the matches.
+    residual = {name: float(np.median(error)) for name, error in joined.items()} if num else {}
     return Evidence(kind="frames", num_measurements=num, residual_px=residual)
 
 
