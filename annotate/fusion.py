@@ -127,10 +127,10 @@ class _Volume:
             colour = cv2.remap(colour, grid[..., 0], grid[..., 1], cv2.INTER_LINEAR)
         # Open3D puts the first pixel's centre at 0, we at 0.5.
         matrix = flat.matrix() - np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
-        intrinsic = core.Tensor(matrix)
-        extrinsic = core.Tensor(np.ascontiguousarray(as_matrix(cam_from_world)))
-        depth = geometry.Image(core.Tensor(np.nan_to_num(z, nan=0.0).astype(np.float32)))
-        image = geometry.Image(core.Tensor(colour.astype(np.float32) / 255))
+        intrinsic = core.Tensor.from_numpy(matrix)
+        extrinsic = core.Tensor.from_numpy(np.ascontiguousarray(as_matrix(cam_from_world)))
+        depth = geometry.Image(core.Tensor.from_numpy(np.nan_to_num(z, nan=0.0).astype(np.float32)))
+        image = geometry.Image(core.Tensor.from_numpy(colour.astype(np.float32) / 255))
         limits = {
             "depth_scale": 1.0,
             "depth_max": self.max_depth,
