@@ -214,7 +214,7 @@ def start_ray(run: RunConfig) -> bool:
         object_store_memory=8e6
     )
     if not run.verbose:
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return False
     address = run.address or os.environ.get("RAY_ADDRESS")
