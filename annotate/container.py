@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
@@ -96,30 +98,46 @@ def seconds(pts: int | None, time_base: Fraction | None) -> float | None:
     return None if pts is None or time_base is None else float(pts * time_base)
 
 
-def packet_times(local_path: str, size_bytes: int) -> np.ndarray | None:
-    """Sorted packet times [T], or None where packets cannot tell which frames decode."""
-    times_s: list[float | None] = []
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PacketTimes:
+    """What a file's packets tell about its frames."""
+
+    sorted_s: np.ndarray
+    """[T] float64 time of each frame."""
+    is_seekable: bool
+    """The container lists all its frames up front, and no frame refers across a keyframe to earlier ones."""
+
+
+def packet_times(local_path: str, size_bytes: int) -> PacketTimes | None:
+    """Frame times without decoding, or None where packets cannot tell which frames decode."""
+    times_s: list[float] = []
+    keyframe_s = -math.inf
+    is_closed = True
     with open_container(local_path) as container:
         stream = video_stream(container)
         if stream.codec_context.name == "vp8":  # its invisible frames are packets of their own
             return None
         try:
             for packet in container.demux(stream):
-                if packet.dts is None and packet.pts is None and packet.size == 0:
+                if packet.size == 0 and packet.dts is None:
                     continue  # the flush at the end
+                time_s = seconds(packet.pts, stream.time_base)
                 is_cut = packet.pos is not None and packet.pos + packet.size > size_bytes
-                if packet.is_corrupt or is_cut:
+                if time_s is None or packet.is_corrupt or is_cut:
                     return None
+                keyframe_s = time_s if packet.is_keyframe else keyframe_s
+                is_closed &= time_s >= keyframe_s
                 if not packet.is_discard:
-                    times_s.append(seconds(packet.pts, stream.time_base))
+                    times_s.append(time_s)
         except av.error.FFmpegError as error:
             logger.warning("%s: container breaks off: %s", local_path, error)
             return None
-        # Containers that keep a frame count announce more packets than there are when the file was cut.
-        if not times_s or None in times_s or len(times_s) < stream.frames:
+        # A container that keeps a frame count announces more packets than there are when the file was cut.
+        if not times_s or len(times_s) < stream.frames:
             return None
+        is_seekable = is_closed and stream.frames == len(times_s)
     sorted_s = np.unique(np.array(times_s, dtype=np.float64))
-    return sorted_s if len(sorted_s) == len(times_s) else None
+    return PacketTimes(sorted_s=sorted_s, is_seekable=is_seekable) if len(sorted_s) == len(times_s) else None
 
 
 def decoded_times(local_path: str) -> np.ndarray:
@@ -145,3 +163,15 @@ def frame_time(frame: av.VideoFrame, count: int, stream: av.VideoStream) -> floa
         return time_s
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     return float(count / rate)
+
+
+def seek(container: av.container.InputContainer, stream: av.VideoStream, start_s: float) -> bool:
+    """Goes to the keyframe at or before `start_s`; False where the file cannot be sought, and is now spent."""
+    if not stream.time_base:
+        return False
+    try:
+        container.seek(math.floor(start_s / stream.time_base + 1e-6), stream=stream, backward=True)
+    except av.error.FFmpegError as error:
+        logger.info("%s: cannot seek, decodes from the start: %s", container.name, error)
+        return False
+    return True

@@ -1,10 +1,13 @@
 """Video files in, facts about them and RGB frames with their container times out.
 
 `probe` reads a file's packets once without decoding them; `read_frames` decodes a span in one sequential
-pass at the size the caller works at, so nothing ever holds more than a few frames. Two decoders stand
-behind one interface: decord, and PyAV where decord cannot be trusted (more than 8 bits, rotation, broken or
-missing times, damage). Both convert and scale inside FFmpeg's swscale (bicubic with anti-aliasing), which
-measured cheapest, and give the same pixels. A decoder's error inside a file ends a frame, not the file.
+pass at the size the caller works at, so nothing ever holds more than a few frames. Both convert and scale
+inside FFmpeg's swscale (bicubic with anti-aliasing), which measured cheapest.
+
+Two decoders stand behind one interface. decord reads 8-bit files whose container lists every frame and whose
+groups of pictures are closed: there its pixels are PyAV's, bit for bit. In transport streams, fragmented
+files and open groups it was seen to return other frames than asked for, without an error; those, rotated,
+10-bit and damaged files go to PyAV. A decoder's error inside a file ends a frame, not the file.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from worldline.annotate.container import (
     open_container,
     packet_times,
     seconds,
+    seek,
     video_stream,
 )
 from worldline.datasets.schema import ClipRejected
@@ -177,12 +181,13 @@ def _probe_local(path: str, local_path: str) -> VideoInfo:
             )
         first_s = seconds(first.pts, stream.time_base)
         tick_s = float(stream.time_base) if stream.time_base else 0.0
-    timestamps_s = packet_times(local_path, size_bytes)
-    is_clean = timestamps_s is not None and first_s is not None and abs(timestamps_s[0] - first_s) < 1e-9
-    if timestamps_s is None or not is_clean:
-        timestamps_s = decoded_times(local_path)
-    is_plain = first.format.name in _DECORD_PIXEL_FORMATS and rotation_deg == 0
-    backend = "decord" if is_clean and is_plain and _decord_agrees(local_path, timestamps_s) else "pyav"
+    packets = packet_times(local_path, size_bytes)
+    if packets is None or first_s is None or abs(packets.sorted_s[0] - first_s) > 1e-9:
+        timestamps_s, backend = decoded_times(local_path), "pyav"
+    else:
+        timestamps_s = packets.sorted_s
+        is_plain = packets.is_seekable and rotation_deg == 0 and first.format.name in _DECORD_PIXEL_FORMATS
+        backend = "decord" if is_plain and _decord_agrees(local_path, timestamps_s, first) else "pyav"
     num_frames = len(timestamps_s)
     gaps_s = np.diff(timestamps_s)
     mean_gap_s = (
@@ -239,20 +244,21 @@ def _display_size(frame: av.VideoFrame, aspect: Fraction | None, rotation_deg: i
     return (height, width) if rotation_deg % 180 else (width, height)
 
 
-def _decord_agrees(local_path: str, timestamps_s: np.ndarray) -> bool:
-    """Whether decord sees the frames that the container lists."""
+def _decord_agrees(local_path: str, timestamps_s: np.ndarray, first: av.VideoFrame) -> bool:
+    """Whether decord sees the frames that the container lists, and the same first picture."""
     decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(local_path, num_threads=1)
         times_s = reader.get_frame_timestamp(range(len(reader)))[:, 0]
-    except (decord.DECORDError, RuntimeError, AssertionError) as error:
-        logger.info("%s: decord declines, PyAV reads it: %s", local_path, str(error).splitlines()[0])
+        image = reader.next().asnumpy()
+    except (decord.DECORDError, RuntimeError, AssertionError, StopIteration) as error:
+        logger.info("%s: decord declines, PyAV reads it: %s", local_path, _line(error))
         return False
     # decord keeps single precision and starts some files at zero; only order and spacing have to agree.
     if len(times_s) != len(timestamps_s):
         return False
     drift_s = (times_s - times_s[0]) - (timestamps_s - timestamps_s[0])
-    return bool(np.abs(drift_s).max() < 1e-3)
+    return bool(np.abs(drift_s).max() < 1e-3) and np.array_equal(image, first.to_ndarray(format="rgb24"))
 
 
 # Reading
@@ -359,24 +365,21 @@ def _indexed_frames(
     if first >= last:
         return
     start_s = float(info.timestamps_s[first])
-    must_seek = first > 0
     previous = first - 1
-    while True:
-        is_lost = False
+    # A broken index may refuse to seek, or land past the span or where times are unknown: then from the
+    # start.
+    for is_sought in (True, False) if first > 0 else (False,):
         with open_container(local_path) as container:
             stream = video_stream(container)
             stream.codec_context.thread_count = num_threads
             stream.codec_context.thread_type = "AUTO" if num_threads > 1 else "NONE"
-            if must_seek and stream.time_base:
-                with contextlib.suppress(av.error.FFmpegError):  # unseekable: decodes from wherever it stands
-                    container.seek(math.floor(start_s / stream.time_base), stream=stream, backward=True)
+            if is_sought and not seek(container, stream, start_s):
+                continue
+            count = -1
             for count, frame in enumerate(decode(container, stream)):
-                if (
-                    count == 0
-                    and must_seek
-                    and (frame.pts is None or frame_time(frame, 0, stream) > start_s + 1e-9)
-                ):
-                    is_lost = True  # a broken index put us past the span or where times are unknown
+                is_lost = frame.pts is None or frame_time(frame, 0, stream) > start_s + 1e-9
+                if is_sought and count == 0 and is_lost:
+                    count = -1
                     break
                 index = _index_of(info, frame_time(frame, count, stream))
                 if index is None or index <= previous:
@@ -385,9 +388,8 @@ def _indexed_frames(
                     return
                 previous = index
                 yield frame, index
-        if not is_lost:
-            return
-        must_seek = False
+            if count >= 0:
+                return
 
 
 def _index_of(info: VideoInfo, time_s: float) -> int | None:

@@ -1,0 +1,145 @@
+"""Small video files, sound and damaged, made on the spot; each frame shows its own number."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+DATA_DIR = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+
+_BITS = 8
+
+
+def numbered_frame(number: int, size: tuple[int, int] = (160, 96), seed: int = 0) -> np.ndarray:
+    """[h, w, 3] uint8 RGB: a texture that drifts, and the number (0-255) as a row of black and white squares
+    on top.
+
+    The top left corner is red, so that an upright picture can be told from a turned one.
+    """
+    width, height = size
+    rng = np.random.default_rng(seed)
+    texture = cv2.GaussianBlur(rng.uniform(0, 255, (height, width + 64, 3)).astype(np.float32), (0, 0), 3.0)
+    texture = np.clip((texture - 127) * 4 + 127, 0, 255)[:, number % 64 :][:, :width]
+    image = texture.astype(np.uint8)
+    side = width // (_BITS + 2)
+    image[:side] = 0
+    image[:side, :side] = (255, 0, 0)
+    for bit in range(_BITS):
+        image[:side, (bit + 1) * side : (bit + 2) * side] = 255 * (number >> bit & 1)
+    return image
+
+
+def number_of(image: np.ndarray) -> int:
+    """Reads the number back, from a picture of any size."""
+    width = image.shape[1]
+    side = width // (_BITS + 2)
+    centres = image[side // 2, [round((bit + 1.5) * side) for bit in range(_BITS)]].mean(axis=-1)
+    return sum(1 << bit for bit, value in enumerate(centres) if value > 127)
+
+
+def encode(
+    path: Path, frames: Iterable[np.ndarray], fps: float = 25.0, output: str = "-c:v libx264 -preset veryfast"
+) -> Path:
+    """Writes RGB frames with ffmpeg and the given output options. Skips the test where ffmpeg or the encoder
+    is absent.
+    """
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg is not installed")
+    frames = [np.ascontiguousarray(frame) for frame in frames]
+    height, width = frames[0].shape[:2]
+    raw = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i pipe:".split()
+    pix_fmt = [] if "-pix_fmt" in output else ["-pix_fmt", "yuv420p"]
+    command = ["ffmpeg", "-v", "error", "-y", *raw, *output.split(), *pix_fmt, str(path)]
+    done = subprocess.run(
+        command, input=b"".join(f.tobytes() for f in frames), capture_output=True, check=False
+    )
+    if b"Unknown encoder" in done.stderr:
+        pytest.skip(f"this ffmpeg has no such encoder: {output}")
+    assert done.returncode == 0, done.stderr.decode()
+    return path
+
+
+def ffmpeg(*arguments: str | Path) -> None:
+    """Runs ffmpeg; skips the test where it is absent."""
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg is not installed")
+    subprocess.run(["ffmpeg", "-v", "error", "-y", *map(str, arguments)], check=True)
+
+
+@dataclass(frozen=True)
+class Media:
+    """Makers of video files, for tests of any folder: `media.encode(path, frames)` and so on."""
+
+    numbered_frame: Callable[..., np.ndarray]
+    number_of: Callable[[np.ndarray], int]
+    encode: Callable[..., Path]
+    ffmpeg: Callable[..., None]
+
+    def numbered(
+        self, path: Path, count: int = 60, fps: float = 25.0, output: str | None = None, **kwargs
+    ) -> Path:
+        """A video of `count` numbered frames; h264 with B-frames and two keyframes unless `output` says
+        otherwise.
+        """
+        output = output or "-c:v libx264 -preset veryfast -bf 3 -g 40"
+        return encode(path, (numbered_frame(k, **kwargs) for k in range(count)), fps, output)
+
+
+@pytest.fixture(scope="session")
+def media() -> Media:
+    return Media(numbered_frame, number_of, encode, ffmpeg)
+
+
+@pytest.fixture
+def bad_inputs(tmp_path: Path, media: Media) -> dict[str, tuple[Path, str]]:
+    """name -> (file, reason with which `probe` has to reject it)."""
+    folder = tmp_path / "bad inputs äöü 視頻"
+    folder.mkdir()
+    good = media.numbered(folder / "good.mp4")
+    content = good.read_bytes()
+    cases: dict[str, tuple[Path, str]] = {}
+
+    def case(name: str, reason: str, data: bytes | None = None) -> Path:
+        path = folder / name
+        if data is not None:
+            path.write_bytes(data)
+        cases[name] = (path, reason)
+        return path
+
+    case("empty.mp4", "empty_file", b"")
+    case("only zeros.mp4", "not_a_video", bytes(100_000))
+    case("text.mp4", "not_a_video", b"this is not a video\n" * 200)
+    case("text.txt", "not_a_video", b"\x1b[31mthis is not a video\n" * 200)
+    case("playlist.mp4", "not_a_video", f"#EXTM3U\n#EXTINF:10,\n{good}\n#EXT-X-ENDLIST\n".encode())
+    case("concat.mp4", "not_a_video", f"ffconcat version 1.0\nfile '{good}'\n".encode())
+    case("without index.mp4", "truncated", content[: len(content) // 2])
+    case("first bytes.mp4", "truncated", content[:32])
+    case("not there.mp4", "not_found")
+    case("folder.mp4", "is_a_folder").mkdir()
+    with zipfile.ZipFile(case("zip.mp4", "not_a_video"), "w") as archive:
+        archive.writestr("video.mp4", content)
+    cv2.imwrite(str(folder / "still.png"), numbered_frame(0))
+    (folder / "still.png").rename(case("still.mp4", "not_a_video"))
+    sine = ("-f", "lavfi", "-i", "sine=duration=1")
+    media.ffmpeg(*sine, case("sound.mp4", "no_video_stream"))
+    cover = ["-map", "0", "-map", "1", "-c:v", "copy", "-disposition:v", "attached_pic"]
+    media.ffmpeg(
+        *sine,
+        "-f",
+        "png_pipe",
+        "-i",
+        folder / "still.mp4",
+        *cover,
+        case("sound with cover.m4a", "no_video_stream"),
+    )
+    tiny = [np.full((2, 2, 3), 90, np.uint8)] * 5
+    encode(case("four pixels.mp4", "too_small"), tiny, output="-c:v libx264")
+    return cases
