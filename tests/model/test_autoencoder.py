@@ -111,7 +111,7 @@ def test_ltx2_backend_loads_and_round_trips_its_normalisation(tmp_path):
     vae = diffusers.AutoencoderKLLTX2Video(
         latent_channels=8,
         block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 16, 32),
         layers_per_block=(1, 1, 1, 1, 1),
         decoder_layers_per_block=(1, 1, 1, 1),
         spatial_compression_ratio=32,  # as the released files say; its default would count five halvings
