@@ -38,6 +38,9 @@ class PosedClip:
     """The source video."""
     sidecar_path: Path | None = None
     """Sparse structure (annotate/reconstruction.py)."""
+    depth_path: Path | None = None
+    """Depth maps (annotate/depth_files.py), kept beside the sidecar under its name with the suffix
+    `.depth.zip`."""
 
     def __post_init__(self) -> None:
         count = len(self.timestamps_s)
@@ -119,7 +122,9 @@ def clip_from_row(row: dict[str, Any], dataset_dir: Path) -> PosedClip:
     registered = row.get("is_registered")
     if registered is not None:
         poses = np.where(np.array(registered, dtype=bool)[:, None, None], poses, np.nan)
-    sigma, sidecar = row.get("sigma_translation"), row.get("sidecar_path")
+    sigma = row.get("sigma_translation")
+    sidecar_path = dataset_dir / row["sidecar_path"] if row.get("sidecar_path") else None
+    depth_path = sidecar_path.with_suffix(".depth.zip") if sidecar_path else None
     return PosedClip(
         clip_id=row["clip_id"],
         timestamps_s=np.array(row["timestamps_s"], dtype=np.float64),
@@ -129,7 +134,8 @@ def clip_from_row(row: dict[str, Any], dataset_dir: Path) -> PosedClip:
         scale_sigma=row.get("scale_sigma"),
         sigma_translation=None if sigma is None else np.array(sigma, dtype=np.float64),
         media_path=row.get("path"),
-        sidecar_path=dataset_dir / sidecar if sidecar else None,
+        sidecar_path=sidecar_path,
+        depth_path=depth_path if depth_path is not None and depth_path.exists() else None,
     )
 
 

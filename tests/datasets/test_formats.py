@@ -2,13 +2,16 @@
 
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pycolmap
 import pytest
 from scipy.spatial.transform import Rotation
 
-from worldline.annotate.camera import Intrinsics, invert, project, transform
+from worldline.annotate.camera import Intrinsics, invert, pixel_centres, project, transform, unproject
+from worldline.annotate.depth import DepthKind, DepthMap
+from worldline.annotate.depth_files import write_depth_file
 from worldline.annotate.reconstruction import Reconstruction
 from worldline.datasets.formats import sana_wm
 from worldline.datasets.formats.registry import FORMATS, READERS, exporter, importer
@@ -413,6 +416,63 @@ def test_ply_without_points_is_refused(tmp_path):
     pytest.importorskip("open3d")
     with pytest.raises(ValueError, match="no sidecar"):
         exporter("ply")(by_hand(), tmp_path / "scene.ply")
+
+
+@pytest.mark.parametrize(
+    ("model", "distortion"), [("pinhole", ()), ("radial", (-0.12, 0.01)), ("fisheye", (-0.02, 0.0))]
+)
+def test_ply_fuses_depth_maps_into_their_surface(tmp_path, model, distortion):
+    """Cameras that move and turn before a wall at z = 3 + 0.1 x: the fused points lie on it, in the world."""
+    open3d = pytest.importorskip("open3d")
+    poses = np.tile(np.eye(3, 4), (5, 1, 1))
+    poses[:, 0, 3] = np.linspace(-0.4, 0.4, 5)
+    poses[:, :, :3] = Rotation.from_euler("y", np.linspace(-8, 8, 5)[:, None], degrees=True).as_matrix()
+    camera = Intrinsics(
+        fxfycxcy_px=np.array([90.0, 90, 80, 60]), width=160, height=120, model=model, distortion=distortion
+    )
+    rays = unproject(pixel_centres(np, 160, 120).reshape(-1, 2), camera)
+    maps = []
+    for frame, pose in enumerate(poses):
+        in_world = rays @ pose[:, :3].T
+        distance = (3 + 0.1 * pose[0, 3] - pose[2, 3]) / (in_world[:, 2] - 0.1 * in_world[:, 0])
+        z = (distance * rays[:, 2]).reshape(120, 160).astype(np.float32)
+        maps.append(
+            DepthMap(
+                frame_idx=frame, z=z, confidence=np.ones_like(z), kind=DepthKind.TRAJECTORY, intrinsics=None
+            )
+        )
+    write_depth_file(tmp_path / "side.depth.zip", maps)
+    clip = PosedClip(
+        clip_id="wall",
+        timestamps_s=np.arange(5) / 10,
+        world_from_cam=poses,
+        intrinsics=Intrinsics(
+            fxfycxcy_px=np.tile(2 * camera.fxfycxcy_px, (5, 1)),
+            width=320,
+            height=240,
+            model=model,
+            distortion=distortion,
+        ),
+        depth_path=tmp_path / "side.depth.zip",
+    )
+    exporter("ply")(clip, tmp_path / "wall.ply")
+    points = np.asarray(open3d.io.read_point_cloud(str(tmp_path / "wall.ply")).points)
+    surface = points[points[:, 2] > 1.5]  # The path and the frusta stand before it.
+    assert len(surface) > 3000
+    off = np.abs(surface[:, 2] - 3 - 0.1 * surface[:, 0])
+    assert np.median(off) < 0.002
+    assert np.quantile(off, 0.95) < 0.03  # One voxel.
+    assert np.ptp(surface[:, 0]) > 3.5
+
+
+def test_ply_refuses_depth_of_another_unit(tmp_path):
+    pytest.importorskip("open3d")
+    z = np.ones((8, 8), np.float32)
+    one = DepthMap(frame_idx=0, z=z, confidence=z, kind=DepthKind.UP_TO_SCALE, intrinsics=None)
+    write_depth_file(tmp_path / "a.depth.zip", [one])
+    clip = replace(by_hand(), depth_path=tmp_path / "a.depth.zip")
+    with pytest.raises(ValueError, match="up_to_scale, which cannot be fused"):
+        exporter("ply")(clip, tmp_path / "a.ply")
 
 
 # The table of formats
