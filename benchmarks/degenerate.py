@@ -231,8 +231,8 @@ def main(job: Job) -> int:
     wall_s = time.perf_counter() - start_s
     width, height = job.size
     notes = (
-        f"{len(outcomes)} clips of {width}x{height} pixels, 45 frames at 15 a second, in {wall_s:.0f} s with\n"
-        f"rendering. Invented paths (the camera rested, the stored path does not): {invented}. ATE is after\n"
+        f"{len(outcomes)} clips of {width}x{height} pixels, 45 frames at 15 a second, in {wall_s:.0f} s.\n"
+        f" Invented paths (the camera rested, the stored path does not): {invented}. ATE is after\n"
         "Sim(3), over the true path's extent: 0.01 is one per cent; 0.3 and more means a wrong path."
     )
     if job.write:

@@ -13,6 +13,9 @@ from worldline.datasets.synthetic_streets import parked_car
 _PERSON_M, _CAR_M = (0.5, 1.75), (1.75, 1.5)
 """Width and height that the camera sees."""
 
+_FAR_M = 80.0
+"""Nothing moves further away than this."""
+
 
 class Movers:
     """Moving objects that stay around the camera's view: people, or cars where the camera drives."""
@@ -28,18 +31,26 @@ class Movers:
         are_cars: bool,
         fov_rad: tuple[float, float],
     ) -> None:
-        """Adds `num` objects to the mesh, at distances where together they cover about `share` of the image.
+        """Adds `num` objects to the mesh that together cover about `share` of the image.
 
-        Where a scene is too small for such a distance they come closer and cover more.
+        They stand where their size gives that share, or, where a scene has no room for it, closer and
+        smaller.
         """
         rng = mesh.rng
         self._path, self._eye_height_m = path, space.eye_height_m
-        size = _CAR_M if are_cars else _PERSON_M
-        distance = _distance_m(share / max(num, 1), size, space.eye_height_m, fov_rad)
+        start = path(np.zeros(1))
+        space_m = _FAR_M
         if space.looks_at_target:
-            start = space.route_in_scene[0]
-            distance = min(distance, 0.8 * float(np.linalg.norm((space.target_in_scene - start)[:2])))
-        self._distance_m = distance * rng.uniform(0.85, 1.2, num)
+            space_m = 0.75 * float(np.linalg.norm((space.target_in_scene - start.position_in_scene[0])[:2]))
+        distance, size = _placed(
+            share / max(num, 1),
+            _CAR_M if are_cars else _PERSON_M,
+            furthest_m=space_m,
+            eye_height_m=space.eye_height_m,
+            pitch_rad=float(start.pitch_rad[0]),
+            fov_rad=fov_rad,
+        )
+        self._distance_m = distance * rng.uniform(0.9, 1.1, num)
         swing_m = np.minimum(0.75 * self._distance_m * np.tan(fov_rad[0] / 2), 1.5 * space.reach_m)
         self._swing_m = swing_m * rng.uniform(0.6, 1.0, num)
         self._phase = rng.uniform(0, 2 * np.pi, num)
@@ -49,7 +60,7 @@ class Movers:
             if are_cars:
                 parked_car(mesh, [0, 0, 0.1], 0.0, FIRST_MOVING + k)
             else:
-                _person(mesh, FIRST_MOVING + k)
+                _person(mesh, FIRST_MOVING + k, size)
         self._are_cars = are_cars
 
     def scene_from_object(self, time_s: float) -> np.ndarray:
@@ -72,28 +83,47 @@ class Movers:
         return np.stack([right, front, np.cross(right, front), foot], axis=-1)
 
 
-def _distance_m(
-    share: float, size_m: tuple[float, float], eye_height_m: float, fov_rad: tuple[float, float]
-) -> float:
-    """Distance at which an upright thing on the ground covers `share` of a level camera's image."""
-    distance = np.geomspace(0.7, 80.0, 400)
-    half_x, half_y = distance * np.tan(fov_rad[0] / 2), distance * np.tan(fov_rad[1] / 2)
-    across = np.minimum(size_m[0] / (2 * half_x), 1.0)
-    top, bottom = np.minimum(size_m[1] - eye_height_m, half_y), np.minimum(eye_height_m, half_y)
-    covered = 0.85 * across * np.clip((top + bottom) / (2 * half_y), 0.0, 1.0)
-    return float(distance[np.argmin(np.abs(covered - share))])
-
-
-def _person(mesh: Mesh, object_idx: int) -> None:
-    """An upright figure of boxes, 1.75 m tall, feet at the origin, facing +y."""
-    trousers, shirt, head = (
-        mesh.texture(textures.cloth),
-        mesh.texture(textures.cloth),
-        mesh.texture(prints.face),
+def _placed(
+    share: float,
+    size_m: tuple[float, float],
+    *,
+    furthest_m: float,
+    eye_height_m: float,
+    pitch_rad: float,
+    fov_rad: tuple[float, float],
+) -> tuple[float, float]:
+    """Distance and magnification (at most 1) at which a thing on the ground covers `share` of an image."""
+    distance = np.concatenate([np.geomspace(0.7, furthest_m, 400), np.full(400, furthest_m)])
+    magnification = np.concatenate([np.ones(400), np.geomspace(1.0, 0.15, 400)])
+    across = np.minimum(size_m[0] * magnification / (2 * distance * np.tan(fov_rad[0] / 2)), 1.0)
+    half_y = fov_rad[1] / 2
+    top, bottom = (
+        np.tan(np.clip(np.arctan2(height - eye_height_m, distance) - pitch_rad, -half_y, half_y))
+        for height in (size_m[1] * magnification, 0.0)
     )
+    covered = 0.85 * across * (top - bottom) / (2 * np.tan(half_y))
+    best = np.argmin(np.abs(covered - share))
+    return float(distance[best]), float(magnification[best])
+
+
+def _person(mesh: Mesh, object_idx: int, size: float) -> None:
+    """An upright figure of boxes, 1.75 m times `size` tall, feet at the origin, facing +y."""
+
+    def box(
+        foot: tuple[float, float, float], extent: tuple[float, float, float], layer: int, tile_m: float | None
+    ) -> None:
+        mesh.box(
+            size * np.array(foot),
+            tuple(size * e for e in extent),
+            [layer],
+            tile_m=tile_m,
+            object_idx=object_idx,
+        )
+
+    trousers, shirt = mesh.texture(textures.cloth), mesh.texture(textures.cloth)
     for x in (-0.11, 0.11):
-        mesh.box([x, 0.08 * np.sign(x), 0], (0.17, 0.2, 0.85), [trousers], tile_m=0.6, object_idx=object_idx)
-    mesh.box([0, 0, 0.85], (0.44, 0.25, 0.62), [shirt], tile_m=0.55, object_idx=object_idx)
+        box((x, 0.08 * np.sign(x), 0), (0.17, 0.2, 0.85), trousers, 0.6)
+    box((0, 0, 0.85), (0.44, 0.25, 0.62), shirt, 0.55)
     for x in (-0.28, 0.28):
-        mesh.box([x, 0.05, 0.75], (0.11, 0.14, 0.68), [shirt], tile_m=0.45, object_idx=object_idx)
-    mesh.box([0, 0, 1.49], (0.19, 0.22, 0.26), [head], object_idx=object_idx)
+        box((x, 0.05, 0.75), (0.11, 0.14, 0.68), shirt, 0.45)
+    box((0, 0, 1.49), (0.19, 0.22, 0.26), mesh.texture(prints.face), None)

@@ -236,6 +236,14 @@ def test_moving_objects_are_masked_and_nothing_else_changes() -> None:
         assert (peopled.depth_and_mask(0)[1] != peopled.depth_and_mask(30)[1]).mean() > 0.01
 
 
+@pytest.mark.parametrize(("num", "share"), [(1, 0.4), (2, 0.1)])
+def test_moving_objects_cover_about_the_stated_share(num: int, share: float) -> None:
+    config = dataclasses.replace(SMALL, num_frames=120, num_moving=num, moving_share=share)
+    with ClipRenderer(config) as renderer:
+        covered = np.mean([renderer.depth_and_mask(frame_idx)[1].mean() for frame_idx in range(0, 120, 6)])
+    assert 0.6 * share < covered < 1.4 * share
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scene", SCENES)
 def test_no_camera_runs_into_anything(scene: str) -> None:
