@@ -85,10 +85,11 @@ def _integrate(
     fx, fy, cx, cy = (float(value) for value in camera.fxfycxcy_px)
     # open3d counts pixels from the first pixel's centre.
     matrix = open3d.core.Tensor.from_numpy(np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]]))
-    cam_from_world = open3d.core.Tensor.from_numpy(as_matrix(invert(clip.world_from_cam[depth.frame_idx])))
+    cam_from_world = np.ascontiguousarray(as_matrix(invert(clip.world_from_cam[depth.frame_idx])))
+    pose = open3d.core.Tensor.from_numpy(cam_from_world)
     range_of_depth = {"depth_scale": 1.0, "depth_max": farthest}
-    blocks = grid.compute_unique_block_coordinates(z_image, matrix, cam_from_world, **range_of_depth)
-    grid.integrate(blocks, z_image, rgb_image, matrix, matrix, cam_from_world, **range_of_depth)
+    blocks = grid.compute_unique_block_coordinates(z_image, matrix, pose, **range_of_depth)
+    grid.integrate(blocks, z_image, rgb_image, matrix, matrix, pose, **range_of_depth)
 
 
 def _camera(clip: PosedClip, depth: DepthMap, width: int, height: int) -> Intrinsics:
