@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT_PACKAGES := ffmpeg libegl1 libgl1 libgl1-mesa-dri libgomp1
 
-.PHONY: install demo test lint check clean
+.PHONY: install demo test lint check clean numerics
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ test: lint
 	$(BIN)/python -m pytest
 
 check: test
+
+# Limits on the world model's numerics; under a minute on an idle CPU.
+numerics: install
+	$(BIN)/python -m benchmarks.attention
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo_output
