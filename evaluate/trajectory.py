@@ -146,9 +146,9 @@ def align(
 ) -> tuple[Sim3, bool]:
     """The true_from_est of paired poses [N, 3, 4], and whether its rotation came from the orientations.
 
-    Rotation, translation and scale are Umeyama's over the positions. Where the positions lie on a line or in
-    a point (second singular value of either path under 1e-6 of its extent, or of its distance from the origin
-    times the float precision), the rotation is the mean of the relative orientations instead.
+    Rotation, translation and scale are Umeyama's over the positions. Where either path's positions lie on a
+    line or in a point, to a millionth of their extent, the rotation is the mean of the relative orientations
+    instead.
     """
     if alignment == "none":
         return Sim3(scale=1.0, rotation=np.eye(3), translation=np.zeros(3)), False
