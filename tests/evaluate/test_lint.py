@@ -346,7 +346,7 @@ def rendered(tmp_path_factory):
     from worldline.datasets.synthetic import SyntheticConfig, write_clip
 
     config = SyntheticConfig(
-        scene="room", path="orbiting", width=480, height=270, num_frames=75, fov_x_deg=70
+        scene="room", path="orbiting", width=480, height=270, num_frames=56, fov_x_deg=70
     )
     return write_clip(config, tmp_path_factory.mktemp("rendered"))
 
