@@ -193,7 +193,14 @@ def _scale(info: VideoInfo, scene: Scene, geometry: Geometry, config: ClipConfig
             if idx in indices:
                 yield idx, cv2.cvtColor(_square_pixels(frame.image, config), cv2.COLOR_RGB2GRAY)
 
-    return estimate_scale(reconstruction, Path(info.path), config.scale, grey_frames=grey_frames)
+    focal_sigma = 0.0
+    if geometry.sigma is not None and np.isfinite(geometry.sigma.focal_px):
+        focal_sigma = geometry.sigma.focal_px / float(
+            np.nanmedian(reconstruction.intrinsics.fxfycxcy_px[:, 0])
+        )
+    return estimate_scale(
+        reconstruction, Path(info.path), config.scale, grey_frames=grey_frames, focal_sigma=focal_sigma
+    )
 
 
 def _scaled(reconstruction: Reconstruction, scale: Scale | None) -> Reconstruction:

@@ -19,6 +19,9 @@ from worldline.annotate.camera import Intrinsics, unproject
 from worldline.annotate.mapping import keyframe_observations
 from worldline.annotate.tracks import Tracks
 
+_HOPELESS_PX = 5.0
+"""Median residual of a first rotation fit from which no other focal length is tried."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DegeneracyConfig:
@@ -79,7 +82,7 @@ def is_static(tracks: Tracks, config: DegeneracyConfig) -> bool:
 
 
 def fit_rotation(
-    tracks: Tracks, focal_guesses_px: list[float], *, max_keyframes: int = 24
+    tracks: Tracks, focal_guesses_px: list[float], *, max_keyframes: int = 14
 ) -> RotationFit | None:
     """Fits a purely turning camera to at most `max_keyframes` keyframes; None where too few points connect
     them."""
@@ -96,6 +99,8 @@ def fit_rotation(
         fit = _fit_rotation(tracks, chosen, kf_idx, track_idx, xy, focal)
         if fit is not None and (best is None or fit.median_px < best.median_px):
             best = fit
+        if best is not None and best.median_px > _HOPELESS_PX * max(tracks.width, tracks.height) / 640:
+            break
     return best
 
 

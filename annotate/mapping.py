@@ -40,6 +40,8 @@ class MappingConfig:
     """Median angle wanted between the two keyframes of a start."""
     min_points: int = 20
     """Fewest inlier points from which a keyframe is posed."""
+    points_per_keyframe: int = 220
+    """Longest tracks of each keyframe that the growing map is made of; the others join when it stands."""
     window: int = 8
     """Keyframes that a local adjustment moves."""
 
@@ -90,9 +92,29 @@ def map_keyframes(
         is_inlier=np.ones(len(xy), dtype=bool),
     )
     mapper = Mapper.of(empty, config, tracks, known_focal=is_known)
+    mapper.is_used = _longest_of_each(empty, config.points_per_keyframe)
+    mapper.index()
     mapper.start(guesses)
     mapper.grow()
+    mapper.is_used = None
+    mapper.index()
+    mapper.triangulate(np.flatnonzero(mapper.map.is_posed))
+    mapper.adjust_all(max_iterations=4)
+    mapper.drop_outliers()
+    if not mapper.map.is_posed.all():
+        mapper.grow()
     return mapper.map
+
+
+def _longest_of_each(keyframe_map: KeyframeMap, count: int) -> np.ndarray:
+    """[N] bool: tracks among the `count` longest of at least one keyframe."""
+    length = np.bincount(keyframe_map.track_idx, minlength=len(keyframe_map.points))
+    is_used = np.zeros(len(length), dtype=bool)
+    order = np.lexsort((-length[keyframe_map.track_idx], keyframe_map.kf_idx))
+    kf = keyframe_map.kf_idx[order]
+    rank = np.arange(len(kf)) - np.searchsorted(kf, kf)
+    is_used[keyframe_map.track_idx[order[rank < count]]] = True
+    return is_used
 
 
 class Mapper:
@@ -103,12 +125,15 @@ class Mapper:
     ) -> None:
         self.map, self.config = start, config
         self.max_error_px, self.known_focal = max_error_px, known_focal
+        self.is_used: np.ndarray | None = None
         self.index()
 
     def index(self) -> None:
-        """Groups the observations by keyframe; to be called after the map gained some."""
+        """Groups the observations by keyframe; to be called when the map gained some or `is_used` changed."""
         num_kf = len(self.map.cam_from_world)
         order = np.argsort(self.map.kf_idx, kind="stable")
+        if self.is_used is not None:
+            order = order[self.is_used[self.map.track_idx[order]]]
         bounds = np.searchsorted(self.map.kf_idx[order], np.arange(num_kf + 1))
         self.rows_of_kf = [order[bounds[k] : bounds[k + 1]] for k in range(num_kf)]
 
@@ -175,6 +200,8 @@ class Mapper:
         mapper = Mapper(
             self._blank(focal), self.config, max_error_px=self.max_error_px, known_focal=self.known_focal
         )
+        mapper.is_used = self.is_used
+        mapper.index()
         a, b = mapper._common(first, second)
         rays_a, rays_b = mapper._normalised(a), mapper._normalised(b)
         threshold = self.max_error_px / 2 / focal
@@ -238,7 +265,6 @@ class Mapper:
                 since_local = 0
         self.adjust_all(max_iterations=6)
         self.drop_outliers()
-        self.triangulate(np.flatnonzero(self.map.is_posed))
 
     def _next(self, failed: set[int]) -> int | None:
         """The unposed keyframe that sees most points."""
