@@ -9,6 +9,7 @@ nothing.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from worldline.model.config import ModelConfig, release
 from worldline.model.world_model import WorldModel
+
+logger = logging.getLogger(__name__)
 
 _TOP = {
     "latent_in": "x_embedder.proj",
@@ -67,7 +70,14 @@ def diffusers_config(config: ModelConfig) -> dict[str, Any]:
 
     Raises ValueError for a shape that format cannot hold.
     """
-    fixed = {"camera": "ucpe", "plucker": True, "attention": "frame_delta", "key_norm": "width"}
+    fixed = {
+        "camera": "ucpe",
+        "plucker": True,
+        "attention": "frame_delta",
+        "key_norm": "width",
+        "key_scale": "frame",
+        "spectral_guard": False,
+    }
     for name, needed in fixed.items():
         if getattr(config, name) != needed:
             raise ValueError(f"diffusers' format needs {name} {needed!r}, not {getattr(config, name)!r}")
@@ -167,9 +177,13 @@ def from_diffusers(model: WorldModel, theirs: Mapping[str, Tensor]) -> dict[str,
 def to_diffusers(model: WorldModel, unread: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """A complete diffusers state dict of `model`.
 
-    `unread` gives the tensors nothing reads, as `from_diffusers` returned them; those it lacks are zero.
+    diffusers' code has the release's switches on; a model made with others gives other results there, which
+    is logged. `unread` gives the tensors nothing reads, as `from_diffusers` returned them; those it lacks
+    are zero.
     """
     diffusers_config(model.config)
+    if differing := release_differences(model.config):
+        logger.warning("diffusers will run this model with other settings: %s", ", ".join(differing))
     theirs: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         sources = _sources(name, model.config)
@@ -182,6 +196,18 @@ def to_diffusers(model: WorldModel, unread: Mapping[str, Tensor] | None = None) 
             raise ValueError(f"{name} is {tuple(given.shape)}, expected {tuple(shape)}")
         theirs[name] = like.new_zeros(shape) if given is None else given
     return theirs
+
+
+def release_differences(config: ModelConfig) -> list[str]:
+    """Settings of `config` in which diffusers' code differs, as "name: ours, theirs"."""
+    released = release(config)
+    pairs = [(config.quirks, released.quirks), (config.camera_grid, released.camera_grid)]
+    names = [(field.name, ours, theirs) for ours, theirs in pairs for field in dataclasses.fields(ours)]
+    return [
+        f"{name}: {getattr(ours, name)}, {getattr(theirs, name)}"
+        for name, ours, theirs in names
+        if name != "time_stride" and getattr(ours, name) != getattr(theirs, name)
+    ]
 
 
 def unread_shapes(config: ModelConfig) -> dict[str, torch.Size]:

@@ -305,3 +305,14 @@ def test_full_size_holds_exactly_its_parameters():
     assert {name: x.shape for name, x in written.items()} == {
         n: x.shape for n, x in oracle.state_dict().items()
     }
+
+
+def test_a_model_that_diffusers_would_run_differently_is_named(caplog):
+    _, model, _ = make_pair()
+    to_diffusers(model)
+    assert caplog.records == []
+    to_diffusers(with_quirks(model, ReleaseQuirks(ray_rms_cap=True)))
+    assert "bf16_softmax: False, True" in caplog.text
+    assert "ray_rms_cap" not in caplog.text
+    with pytest.raises(ValueError, match="spectral_guard False"):
+        diffusers_config(dataclasses.replace(model.config, spectral_guard=True))

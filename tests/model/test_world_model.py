@@ -274,6 +274,14 @@ def test_compiled_model_equals_eager_with_gradients():
     assert all(relative(a, b) < 1e-3 for a, b in pairs if b.norm() > 1e-6)
 
 
+def test_splitting_the_feed_forward_over_frames_changes_nothing(monkeypatch):
+    model, clip = make_model(), make_clip()
+    with torch.no_grad():
+        whole = model(*clip)
+        monkeypatch.setattr("worldline.model.world_model.MAX_CONV_ELEMENTS", 3 * 2 * 3 * 48 * 6)
+        assert relative(model(*clip), whole) < 1e-14
+
+
 def test_sizes_and_bad_configs():
     for name, make in SIZES.items():
         with torch.device("meta"):

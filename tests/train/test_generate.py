@@ -1,0 +1,193 @@
+"""`worldline generate`: a whole diffusers pipeline of small random weights from disk to an mp4, and refused
+inputs.
+"""
+
+import dataclasses
+import json
+import math
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from worldline.train.generate import (
+    BACKENDS,
+    GenerateConfig,
+    main,
+    read_image,
+    read_intrinsics,
+    read_poses,
+    write_video,
+)
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def image(tmp_path):
+    pixels = np.zeros((48, 96, 3), np.uint8)
+    pixels[:, 48:] = (200, 40, 10)
+    path = tmp_path / "first.png"
+    with av.open(str(path), "w", format="image2") as container:
+        stream = container.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 96, 48, "rgb24"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def poses(tmp_path):
+    values = np.tile(np.eye(4), (12, 1, 1))
+    values[:, 2, 3] = 0.025 * np.arange(12)
+    path = tmp_path / "path.npy"
+    np.save(path, values)
+    return path
+
+
+def save_pipeline(folder):
+    """SanaWMPipeline of small random parts, in its own file format."""
+    diffusers = pytest.importorskip("diffusers")
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    words = {"<pad>": 0, "<bos>": 1, "<unk>": 2, "room": 3}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    raw.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>"
+    )
+    text_config = transformers.Gemma2Config(
+        vocab_size=8,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    vae = diffusers.AutoencoderKLLTX2Video(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 16, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        spatial_compression_ratio=32,
+        temporal_compression_ratio=8,
+    )
+    transformer = diffusers.SanaWMTransformer3DModel(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=2,
+        linear_head_dim=16,
+        in_channels=8,
+        caption_channels=16,
+        softmax_every_n=2,
+    )
+    pipeline = diffusers.SanaWMPipeline(
+        tokenizer=tokenizer,
+        text_encoder=transformers.Gemma2ForCausalLM(text_config),
+        vae=vae,
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=9.95),
+    )
+    pipeline.save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_released_pipeline_from_disk_to_video(tmp_path, image, poses, capsys):
+    save_pipeline(tmp_path / "model")
+    config = GenerateConfig(
+        image=image,
+        out=tmp_path / "out" / "video.mp4",
+        prompt="room",
+        poses=poses,
+        fov_deg=60,
+        model=str(tmp_path / "model"),
+        height=64,
+        width=96,
+        steps=2,
+        device="cpu",
+        dtype="float32",
+    )
+    assert main(config) == 0
+    assert str(config.out) in capsys.readouterr().out
+    with av.open(str(config.out)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert container.streams.video[0].average_rate == 16
+    assert len(frames) == 9  # 12 poses are cut to 8 k + 1
+    assert frames[0].shape == (64, 96, 3)
+    np.testing.assert_allclose(
+        np.load(config.out.with_suffix(".npy")), np.load(poses)[:9, :3], rtol=0, atol=1e-6
+    )
+    record = json.loads(config.out.with_suffix(".json").read_text())
+    assert record["config"]["seed"] == 0
+    assert record["versions"]["diffusers"]
+    assert main(dataclasses.replace(config, out=tmp_path / "again.mp4")) == 0
+    assert (tmp_path / "again.mp4").read_bytes() == config.out.read_bytes()  # the seed decides
+
+
+def test_inputs_are_read_and_checked(tmp_path, image, poses):
+    pixels = read_image(image)
+    assert pixels.shape == (48, 96, 3)
+    assert pixels[0, 95].tolist() == [200, 40, 10]
+    assert read_poses(poses).shape == (12, 3, 4)
+
+    config = GenerateConfig(image=image, out=tmp_path / "a.mp4", poses=poses, fov_deg=90)
+    np.testing.assert_allclose(read_intrinsics(config, 96, 48), [48, 48, 48, 24])
+    matrix = np.array([[80.0, 0, 48], [0, 70, 24], [0, 0, 1]])
+    np.save(tmp_path / "k.npy", np.stack([matrix] * 3))
+    by_file = dataclasses.replace(config, fov_deg=None, intrinsics=tmp_path / "k.npy")
+    np.testing.assert_allclose(read_intrinsics(by_file, 96, 48), [[80, 70, 48, 24]] * 3)
+    assert math.degrees(2 * math.atan(24 / 70)) > 25
+    with pytest.raises(ValueError, match="field of view"):
+        read_intrinsics(dataclasses.replace(config, fov_deg=150), 96, 48)
+
+    mirrored = np.load(poses)
+    mirrored[:, 0, 0] = -1
+    np.save(tmp_path / "mirrored.npy", mirrored)
+    with pytest.raises(ValueError, match="not rigid"):
+        read_poses(tmp_path / "mirrored.npy")
+    (tmp_path / "text.png").write_text("no image")
+    assert main(dataclasses.replace(config, image=tmp_path / "text.png")) == 2
+    with pytest.raises(ValueError, match="unknown backend"):
+        main_raising(dataclasses.replace(config, backend="magic"))
+
+
+def main_raising(config):
+    from worldline.train.generate import generate
+
+    return generate(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action": "w-10"}, "camera path"),
+        ({"fov_deg": None}, "lens"),
+        ({"steps": 0}, "steps"),
+        ({"dtype": "float16"}, "dtype"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path, change, message):
+    good = {
+        "image": tmp_path / "a.png",
+        "out": tmp_path / "a.mp4",
+        "poses": tmp_path / "p.npy",
+        "fov_deg": 60.0,
+    }
+    with pytest.raises(ValueError, match=message):
+        GenerateConfig(**{**good, **change})
+
+
+def test_odd_sizes_are_cut_to_even_ones(tmp_path):
+    write_video(tmp_path / "odd.mp4", np.full((3, 33, 35, 3), 128, np.uint8), fps=8)
+    with av.open(str(tmp_path / "odd.mp4")) as container:
+        shapes = [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)]
+    assert shapes == [(32, 34, 3)] * 3
+    assert not (tmp_path / "odd.partial.mp4").exists()
+    assert set(BACKENDS) == {"diffusers"}
