@@ -201,13 +201,14 @@ def to_diffusers(model: WorldModel, unread: Mapping[str, Tensor] | None = None) 
 def release_differences(config: ModelConfig) -> list[str]:
     """Settings of `config` in which diffusers' code differs, as "name: ours, theirs"."""
     released = release(config)
-    pairs = [(config.quirks, released.quirks), (config.camera_grid, released.camera_grid)]
-    names = [(field.name, ours, theirs) for ours, theirs in pairs for field in dataclasses.fields(ours)]
-    return [
-        f"{name}: {getattr(ours, name)}, {getattr(theirs, name)}"
-        for name, ours, theirs in names
-        if name != "time_stride" and getattr(ours, name) != getattr(theirs, name)
-    ]
+    differing = []
+    for part in ("quirks", "camera_grid"):
+        ours, theirs = getattr(config, part), getattr(released, part)
+        for field in dataclasses.fields(ours):
+            values = getattr(ours, field.name), getattr(theirs, field.name)
+            if field.name != "time_stride" and values[0] != values[1]:
+                differing.append(f"{field.name}: {values[0]}, {values[1]}")
+    return differing
 
 
 def unread_shapes(config: ModelConfig) -> dict[str, torch.Size]:
