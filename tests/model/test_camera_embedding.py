@@ -16,6 +16,7 @@ from worldline.model.camera_embedding import (
     relative_to_first,
     transform_channels,
 )
+from worldline.model.gated_delta import delta_chunked
 from worldline.model.rope import Grid, apply_rope
 
 torch.set_num_threads(1)
@@ -250,3 +251,25 @@ def test_bad_arguments():
         conditions(random_poses(16), lens(num_frames=16))
     with pytest.raises(ValueError, match="camera kind"):
         conditions(random_poses(17), lens(), kind="pose")
+
+
+def test_gated_delta_in_ray_space_is_invariant_to_rotations_only():
+    """Its transition keeps its form under an orthogonal change of basis; hence the anchor at the first
+    frame.
+    """
+    poses, intrinsics = random_poses(17), lens()
+    moved = random_poses(1, seed=3)
+    rotated = torch.cat([moved[..., :3], torch.zeros_like(moved[..., 3:])], dim=-1)
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = torch.randn(3, 1, 3, 15, 2, HEAD_DIM, dtype=torch.float64, generator=generator)
+    beta, gamma = torch.rand(1, 3, 15, 2, dtype=torch.float64), torch.rand(1, 3, 2, dtype=torch.float64)
+
+    def run(world_from_cam):
+        rays = conditions(world_from_cam, intrinsics, relative=False).transforms
+        keys, values = (transform_channels(x, rays.inverse, rays.rope) for x in (k / 15, v))
+        queries = transform_channels(q, rays.matrix.mT, rays.rope)
+        out, _ = delta_chunked(queries, keys, values, beta=beta, gamma=gamma, chunks=[0] * 3)
+        return transform_channels(out, rays.matrix, rays.rope, inverse_rope=True)
+
+    torch.testing.assert_close(run(compose(rotated, poses)), run(poses), rtol=0, atol=1e-12)
+    assert float((run(compose(moved, poses)) - run(poses)).norm() / run(poses).norm()) > 1e-3

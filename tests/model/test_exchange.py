@@ -98,7 +98,7 @@ def make_pair(dtype=torch.float32, seed=0, **changes):
             parameter.add_(0.15 * torch.randn_like(parameter))
         for block in oracle.blocks:
             block.attn.A_log.clamp_(-3, 0.5)
-    oracle = oracle.to(dtype)
+    torch.nn.Module.to(oracle, dtype)
     config = from_diffusers_config(oracle.config)
     model = WorldModel(config).to(dtype)
     unread = from_diffusers(model, oracle.state_dict())
