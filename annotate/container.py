@@ -166,7 +166,7 @@ def frame_time(frame: av.VideoFrame, count: int, stream: av.VideoStream) -> floa
 
 
 def seek(container: av.container.InputContainer, stream: av.VideoStream, start_s: float) -> bool:
-    """Goes to the keyframe at or before `start_s`; False where the file cannot be sought, and is now spent."""
+    """Goes to the keyframe at or before `start_s`; False where that fails, and the container is spent."""
     if not stream.time_base:
         return False
     try:

@@ -80,8 +80,9 @@ class CutFinder:
 
     def __call__(self, frames: Iterable[Frame]) -> list[Transition]:
         """Shot changes in order of time."""
-        last_idx = -1
+        first_idx = last_idx = -1
         for frame in frames:
+            first_idx = frame.index if first_idx < 0 else first_idx
             self._push(frame)
             last_idx = frame.index
         self._settle(upto_idx=last_idx + 1)
@@ -89,7 +90,7 @@ class CutFinder:
             self._add_fades([fade.post_process(self._timecode(last_idx)) for fade in self._fades])
         if self._dissolves is not None:
             self._found += self._dissolves.finish()
-        return _without_contained(self._found)
+        return _without_contained([change for change in self._found if change.next_idx > first_idx])
 
     def _timecode(self, index: int) -> FrameTimecode:
         return FrameTimecode(index, fps=self._fps)
@@ -110,7 +111,10 @@ class CutFinder:
 
     def _add_fades(self, cuts: list[list[FrameTimecode]]) -> None:
         for out, back in zip(*cuts, strict=True) if cuts else ():
-            self._found.append(Transition(first_idx=out.frame_num, next_idx=back.frame_num))
+            ends = [self._images.get(index) for index in (out.frame_num - 1, back.frame_num)]
+            is_dropout = all(end is not None for end in ends) and is_same_place(*ends)
+            if not is_dropout:
+                self._found.append(Transition(first_idx=out.frame_num, next_idx=back.frame_num))
 
     def _settle(self, upto_idx: int) -> None:
         for cut_idx in sorted(i for i in self._proposed if i < upto_idx):

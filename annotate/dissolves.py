@@ -9,6 +9,7 @@ Thresholds were set on cross-fades between, and raw footage of, hand-held, walki
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ _MIN_CHANGE = 15.0
 _MAX_LIKENESS = 0.6
 _MAX_BLEND_RESIDUAL = 0.18
 _MIN_FLOW_OVER_BLEND = 1.6
+_EDGE_SHARE = 0.15
 _SAME_PLACE_LIKENESS = 0.8
 """Across cuts between footage of all kinds at most 0.71 was seen, between neighbouring frames at least
 0.92.
@@ -119,12 +121,17 @@ class DissolveFinder:
         explained = (_flow_warp(end, middle_image) - middle for end in (image0, image1))
         if min(float((rest**2).sum()) for rest in explained) / energy < _MIN_FLOW_OVER_BLEND * max(residuals):
             return None
-        # The weights' straight line tells where the mixture begins and ends inside the window.
-        slope = (weights[2] - weights[0]) / 0.5
-        begin, end = (0.5 + (edge - weights[1]) / slope for edge in (0.0, 1.0))
-        begin_at = first_at + round(max(0.0, begin) * length)
-        end_at = first_at + round(min(1.0, end) * length)
-        return Transition(first_idx=self._recent[begin_at][0], next_idx=self._recent[end_at][0])
+        return self._ends_of_mixture(first_at, thumb0, change)
+
+    def _ends_of_mixture(self, first_at: int, thumb0: np.ndarray, change: np.ndarray) -> Transition:
+        """Frames with more than _EDGE_SHARE of both shots."""
+        window = list(itertools.islice(self._recent, first_at, None))
+        steps = np.stack([thumb for _, _, thumb in window]) - thumb0
+        weights = np.tensordot(steps, change, axes=3) / np.vdot(change, change)  # [length + 1]
+        middle = int(np.argmax(weights >= 0.5))
+        begin = middle - int(np.argmax(weights[middle::-1] < _EDGE_SHARE)) + 1
+        end = middle + int(np.argmax(weights[middle:] > 1 - _EDGE_SHARE))
+        return Transition(first_idx=window[begin][0], next_idx=window[end][0])
 
     def _add(self, new: Transition) -> None:
         """Joins overlapping extents: each window sees its share of one dissolve."""

