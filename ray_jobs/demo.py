@@ -121,9 +121,10 @@ def _score_walk(dataset: Path, rows: pd.DataFrame, walk: synthetic.SyntheticClip
 
 
 def _posed(rows: pd.DataFrame) -> list[str]:
-    """Ids of the clips that have a camera path."""
-    has_path = np.array([poses is not None and len(poses) > 0 for poses in rows["world_from_cam"]])
-    return list(rows["clip_id"][(rows["status"] == OK) & has_path])
+    """Ids of the clips whose camera moved along a path."""
+    return list(
+        rows["clip_id"][(rows["status"] == OK) & ~rows["degeneracy"].isin(["static", "pure_rotation"])]
+    )
 
 
 def _plot(path: Path, dataset: Path, rows: pd.DataFrame, walk: synthetic.SyntheticClip) -> None:
@@ -138,7 +139,7 @@ def _plot(path: Path, dataset: Path, rows: pd.DataFrame, walk: synthetic.Synthet
         1, max(1, len(clips)), figsize=(4.5 * max(1, len(clips)), 4.2), squeeze=False
     )
     video_of = dict(zip(rows["clip_id"], rows["video"], strict=True))
-    for axis, clip in zip(axes[0], clips, strict=False):
+    for axis, clip in zip(axes.flat, clips, strict=False):
         centres = clip.world_from_cam[:, :, 3]
         unit = "m" if clip.is_metric else "units"
         if video_of[clip.clip_id].startswith("walk"):
