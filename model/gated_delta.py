@@ -134,14 +134,17 @@ def delta_recurrent(
     zero = _zero_state(keys, values)
     chunks = range(num_frames) if chunks is None else chunks
 
+    # Unbound once: a slice per frame would cost its backward a tensor of the clip's size each.
+    q, k, v, b, g = (x.unbind(dim=1) for x in (queries, keys, values, beta, gamma))
+
     def step(state: Tensor, t: int) -> Tensor:
-        decayed = gamma[:, t, :, None, None] * state
-        recalled = torch.einsum("bhed,bshd->bshe", decayed, keys[:, t])
-        error = beta[:, t, ..., None] * (values[:, t] - recalled)
-        return decayed + torch.einsum("bshe,bshd->bhed", error, keys[:, t])
+        decayed = g[t][..., None, None] * state
+        recalled = torch.einsum("bhed,bshd->bshe", decayed, k[t])
+        error = b[t][..., None] * (v[t] - recalled)
+        return decayed + torch.einsum("bshe,bshd->bhed", error, k[t])
 
     def read(state: Tensor, t: int) -> Tensor:
-        return torch.einsum("bhed,bshd->bshe", state, queries[:, t])
+        return torch.einsum("bhed,bshd->bshe", state, q[t])
 
     state = zero if state is None else state
     outputs = []
