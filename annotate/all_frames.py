@@ -57,8 +57,8 @@ def pose_all_frames(
 ) -> FramePoses:
     """Poses every frame of a clip from its keyframe map.
 
-    free_translation=False: a camera that only turns. focal_px [T]: start values of a focal length that changes
-    from frame to frame and is then free; None: the map's.
+    free_translation=False: a camera that only turns. focal_px [T]: start values of a focal length that
+    changes from frame to frame and is then free; None: the map's.
     """
     has_point = np.isfinite(keyframe_map.points[:, 0])
     rows = has_point[tracks.track_idx]

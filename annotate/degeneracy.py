@@ -19,8 +19,8 @@ from worldline.annotate.camera import Intrinsics, unproject
 from worldline.annotate.mapping import keyframe_observations
 from worldline.annotate.tracks import Tracks
 
-_HOPELESS_PX = 5.0
-"""Median residual of a first rotation fit from which no other focal length is tried."""
+_TRACKS_PER_KEYFRAME = 150
+"""Tracks of each keyframe in the rotation fit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,16 +91,19 @@ def fit_rotation(
     chosen = np.unique(np.linspace(0, num_kf - 1, min(num_kf, max_keyframes)).round().astype(int))
     rows = np.isin(kf_idx, chosen)
     kf_idx, track_idx, xy = np.searchsorted(chosen, kf_idx[rows]), track_idx[rows], xy[rows]
+    # The longest tracks carry the evidence; a few dozen a keyframe settle the question.
     seen = np.bincount(track_idx, minlength=tracks.num_tracks)
-    rows = seen[track_idx] >= 2
+    order = np.lexsort((-seen[track_idx], kf_idx))
+    rank = np.arange(len(order)) - np.searchsorted(kf_idx[order], kf_idx[order])
+    is_used = np.zeros(tracks.num_tracks, dtype=bool)
+    is_used[track_idx[order[rank < _TRACKS_PER_KEYFRAME]]] = True
+    rows = is_used[track_idx] & (seen[track_idx] >= 2)
     kf_idx, track_idx, xy = kf_idx[rows], track_idx[rows], xy[rows]
     best: RotationFit | None = None
     for focal in focal_guesses_px:
         fit = _fit_rotation(tracks, chosen, kf_idx, track_idx, xy, focal)
         if fit is not None and (best is None or fit.median_px < best.median_px):
             best = fit
-        if best is not None and best.median_px > _HOPELESS_PX * max(tracks.width, tracks.height) / 640:
-            break
     return best
 
 

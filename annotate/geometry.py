@@ -247,6 +247,7 @@ def _turning(tracks: Tracks, times: np.ndarray, fit: RotationFit) -> Reconstruct
     relative[registered] = compose(
         poses.cam_from_world[registered], invert(poses.cam_from_world[registered[0]])
     )
+    relative[registered, :, 3] = 0.0
     centre = np.broadcast_to([tracks.width / 2, tracks.height / 2], (tracks.num_frames, 2))
     fxfycxcy = np.concatenate([focal[:, None], focal[:, None], centre], axis=1)
     return _without_structure(tracks, times, relative, fxfycxcy)

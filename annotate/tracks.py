@@ -218,7 +218,9 @@ class _Tracker:
                 self.num_tracks += len(fresh)
         self.anchor_xy, self.anchor_grey = self.xy, grey
         self.num_at_keyframe = len(self.xy)
-        self._describe(grey, rgb)
+        # A frame that shows nothing is no keyframe; the next one is tried again.
+        if self.num_frames == 0 or len(self.xy) >= self.config.lost_points:
+            self._describe(grey, rgb)
 
     def _describe(self, grey: np.ndarray, rgb: np.ndarray) -> None:
         points = [cv2.KeyPoint(float(x), float(y), 31.0) for x, y in self.xy]

@@ -1,0 +1,265 @@
+"""Poses measured: ours beside pycolmap's incremental and global pipelines, on real truth and on rendered
+scenes.
+
+Every run is a process of its own, so that its peak memory is its own. pycolmap gets its own recipe: SIFT,
+sequential matching with overlap 10, one SIMPLE_RADIAL camera with the default focal prior; its time leaves
+out the writing of the images, ours includes decoding. Where a sequence is long pycolmap gets every n-th frame
+and accuracy is compared on those.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks.report import write_report
+from worldline.annotate.camera import invert, rotation_from_quat_xyzw
+from worldline.evaluate.calibration import coverage
+from worldline.evaluate.trajectory import CompareConfig, compare
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ENGINES = ("ours", "incremental", "global")
+RENDERED = {
+    "room_handheld": {"scene": "room", "path": "handheld", "seed": 11},
+    "room_walking": {"scene": "room", "path": "walking", "seed": 12},
+    "desk_orbit": {"scene": "desk", "path": "orbiting", "seed": 13},
+    "street_driving": {"scene": "street", "path": "driving", "seed": 14},
+    "corridor_dolly": {"scene": "corridor", "path": "dolly", "seed": 15},
+    "room_moving": {"scene": "room", "path": "walking", "seed": 16, "num_moving": 2, "moving_share": 0.08},
+}
+STRIDE = {"redkitchen_a": 3}
+"""Every n-th frame for pycolmap, which takes minutes otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PosesConfig:
+    """What to run."""
+
+    sequences: tuple[str, ...] = ("redkitchen_a", "kitti_a", *RENDERED)
+    """Names of sequences: folders of ../shared/data with groundtruth.tum, or rendered ones."""
+    engines: tuple[str, ...] = ENGINES
+    num_frames: int = 120
+    """Length of the rendered clips."""
+    num_threads: int = 2
+    write: bool = True
+    """Write docs/results/poses.md."""
+    run_one: str = ""
+    """Internal: run `engine:folder` alone and print its poses' file."""
+
+
+def main(config: PosesConfig) -> int:
+    """Runs all engines on all sequences and writes the table."""
+    if config.run_one:
+        engine, folder = config.run_one.split(":", 1)
+        print(json.dumps(_run_engine(engine, Path(folder), config.num_threads)))
+        return 0
+    rows = []
+    with tempfile.TemporaryDirectory() as work:
+        for name in config.sequences:
+            folder = _prepare(name, Path(work), config.num_frames)
+            if folder is None:
+                print(f"{name}: not there, skipped", file=sys.stderr)
+                continue
+            for engine in config.engines:
+                rows.append(
+                    {"sequence": name, "engine": engine} | _measure(engine, folder, config.num_threads)
+                )
+                print(rows[-1], file=sys.stderr)
+            shutil.rmtree(folder / "images", ignore_errors=True)
+    notes = (
+        "ATE after Sim(3) and after SE(3); RPE between neighbouring compared frames; in k sigma: share of frames "
+        "whose position error the error bars hold (evaluate/calibration.py, rotation fitted); scale: estimated "
+        "over true length. Frames/s counts the frames given to the engine; peak RSS is the process's. A dash: "
+        "not available, or nothing posed."
+    )
+    if config.write:
+        write_report(
+            "poses",
+            "Poses against truth",
+            "python -m benchmarks.poses",
+            {"Sequences": rows},
+            notes,
+            packages=("pycolmap",),
+        )
+    return 0
+
+
+def _prepare(name: str, work: Path, num_frames: int) -> Path | None:
+    """A folder with video.mp4, truth.npz (timestamps_s, world_from_cam) and images/ for pycolmap."""
+    from worldline.annotate.video import probe, read_frames
+
+    folder = work / name
+    folder.mkdir()
+    if name in RENDERED:
+        from worldline.datasets.synthetic import SyntheticConfig, truth_of, write_clip
+
+        size = {"width": 640, "height": 360, "num_frames": num_frames}
+        synthetic = SyntheticConfig(**size, **RENDERED[name])  # type: ignore[arg-type]
+        write_clip(synthetic, folder)
+        truth = truth_of(synthetic)
+        times, poses = truth.timestamps_s, truth.world_from_cam
+    else:
+        source = DATA / name
+        if not (source / "groundtruth.tum").exists():
+            return None
+        (folder / "video.mp4").symlink_to(source / "video.mp4")
+        table = np.loadtxt(source / "groundtruth.tum")
+        rotation = rotation_from_quat_xyzw(table[:, 4:8])
+        times, poses = table[:, 0], np.concatenate([rotation, table[:, 1:4, None]], axis=2)
+    np.savez(folder / "truth.npz", timestamps_s=times, world_from_cam=poses)
+    import cv2
+
+    images = folder / "images"
+    images.mkdir()
+    for frame in read_frames(probe(str(folder / "video.mp4"))):
+        if frame.index % STRIDE.get(name, 1) == 0:
+            path = images / f"{round(frame.timestamp_s * 1e6):012d}.png"
+            cv2.imwrite(str(path), cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
+    return folder
+
+
+def _measure(engine: str, folder: Path, num_threads: int) -> dict[str, Any]:
+    """One engine in a process of its own; its accuracy on the frames that every engine is given."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.poses",
+        "--run-one",
+        f"{engine}:{folder}",
+        "--num-threads",
+        str(num_threads),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return {
+            "frames": None,
+            "error": done.stderr.strip().splitlines()[-1][:120] if done.stderr else "died",
+        }
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    with np.load(folder / f"{engine}.npz") as data:
+        times, poses, sigma = data["timestamps_s"], data["world_from_cam"], data["sigma"]
+    with np.load(folder / "truth.npz") as data:
+        true_times, true_poses = data["timestamps_s"], data["world_from_cam"]
+    shared = np.array([int(p.stem) for p in sorted((folder / "images").iterdir())]) / 1e6
+    kept = np.min(np.abs(times[:, None] - shared[None]), axis=1) < 2e-3
+    row = {
+        "posed": f"{int(np.isfinite(poses[:, 0, 0]).sum())}/{result['num_frames']}",
+        "frames/s": result["num_frames"] / result["seconds"],
+        "peak RSS MB": result["rss_mb"],
+    }
+    if np.isfinite(poses[kept, 0, 0]).sum() < 3:
+        return row
+    paths = {
+        "timestamps_s": times[kept],
+        "world_from_cam": poses[kept],
+        "true_timestamps_s": true_times,
+        "true_world_from_cam": true_poses,
+    }
+    sim3 = compare(**paths, config=CompareConfig(alignment="sim3"))
+    se3 = compare(**paths, config=CompareConfig(alignment="se3"))
+    row |= {
+        "ATE Sim3 cm": 100 * sim3.ate.rmse,
+        "ATE SE3 cm": 100 * se3.ate.rmse,
+        "RPE cm": 100 * sim3.rpe_translation.rmse,
+        "rot deg": sim3.orientation_deg.mean,
+        "scale": sim3.scale_ratio,
+        "scale sigma": result.get("scale_sigma"),
+        "focal px": result.get("focal_px"),
+    }
+    if np.isfinite(sigma).any():
+        pairs = sim3.frame_idx
+        held = coverage(poses[kept][pairs], true_poses[sim3.true_idx], sigma[kept][pairs], fit_rotation=True)
+        row["in 1 sigma"], row["in 2 sigma"] = held.share_1_sigma, held.share_2_sigma
+    return row
+
+
+def _run_engine(engine: str, folder: Path, num_threads: int) -> dict[str, Any]:
+    """Poses of one engine, written beside the video; frames, seconds and peak memory."""
+    run = _run_ours if engine == "ours" else _run_pycolmap
+    result, times, poses, sigma = (
+        run(folder, num_threads) if engine == "ours" else run(folder, num_threads, engine)
+    )
+    np.savez(folder / f"{engine}.npz", timestamps_s=times, world_from_cam=poses, sigma=sigma)
+    return result | {"rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def _run_ours(folder: Path, num_threads: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray]:
+    from worldline.annotate.clip import ClipConfig, annotate_clip
+    from worldline.annotate.scenes import Scene
+    from worldline.annotate.video import Span, probe
+
+    info = probe(str(folder / "video.mp4"))
+    span = Span(start_s=float(info.timestamps_s[0]), end_s=float(info.timestamps_s[-1]) + 1.0)
+    scene = Scene(span=span, overlap_s=0.0, num_cuts=0, shot_idx=0)
+    started = time.perf_counter()
+    row = annotate_clip(info, scene, ClipConfig(num_threads=num_threads))
+    seconds = time.perf_counter() - started
+    poses = np.array(row["world_from_cam"]).reshape(-1, 3, 4)
+    sigma = np.array(row.get("sigma_translation") or np.full(len(poses), np.nan))
+    result = {
+        "num_frames": row["num_frames"],
+        "seconds": seconds,
+        "scale_sigma": row.get("scale_sigma"),
+        "focal_px": None if row["fxfycxcy_px"] is None else row["fxfycxcy_px"][0],
+    }
+    return result, np.array(row["timestamps_s"]), poses, sigma
+
+
+def _run_pycolmap(
+    folder: Path, num_threads: int, engine: str
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray]:
+    import pycolmap
+
+    pycolmap.logging.minloglevel = 2
+    images = folder / "images"
+    names = sorted(p.name for p in images.iterdir())
+    times = np.array([int(Path(n).stem) for n in names]) / 1e6
+    poses = np.full((len(names), 3, 4), np.nan)
+    work = folder / engine
+    work.mkdir(exist_ok=True)
+    database = work / "database.db"
+    started = time.perf_counter()
+    reader = pycolmap.ImageReaderOptions(camera_model="SIMPLE_RADIAL")
+    extraction = pycolmap.FeatureExtractionOptions(num_threads=num_threads, use_gpu=False)
+    pycolmap.extract_features(
+        database,
+        images,
+        camera_mode=pycolmap.CameraMode.SINGLE,
+        reader_options=reader,
+        extraction_options=extraction,
+    )
+    matching = pycolmap.FeatureMatchingOptions(num_threads=num_threads, use_gpu=False)
+    pairing = pycolmap.SequentialPairingOptions(overlap=10)
+    pycolmap.match_sequential(database, matching_options=matching, pairing_options=pairing)
+    if engine == "incremental":
+        options = pycolmap.IncrementalPipelineOptions(num_threads=num_threads)
+        maps = pycolmap.incremental_mapping(database, images, work, options)
+    else:
+        maps = pycolmap.global_mapping(database, images, work)
+    seconds = time.perf_counter() - started
+    focal = None
+    if maps:
+        best = max(maps.values(), key=lambda m: m.num_reg_images())
+        for image in best.images.values():
+            if image.has_pose:
+                poses[names.index(image.name)] = image.cam_from_world().matrix()
+        focal = float(next(iter(best.cameras.values())).params[0])
+    registered = np.isfinite(poses[:, 0, 0])
+    poses[registered] = invert(poses[registered])
+    result = {"num_frames": len(names), "seconds": seconds, "focal_px": focal}
+    return result, times, poses, np.full(len(names), np.nan)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(PosesConfig, description=__doc__)))
