@@ -111,8 +111,8 @@ class CutFinder:
 
     def _add_fades(self, cuts: list[list[FrameTimecode]]) -> None:
         for out, back in zip(*cuts, strict=True) if cuts else ():
-            ends = [self._images.get(index) for index in (out.frame_num - 1, back.frame_num)]
-            is_dropout = all(end is not None for end in ends) and is_same_place(*ends)
+            before, after = self._images.get(out.frame_num - 1), self._images.get(back.frame_num)
+            is_dropout = before is not None and after is not None and is_same_place(before, after)
             if not is_dropout:
                 self._found.append(Transition(first_idx=out.frame_num, next_idx=back.frame_num))
 

@@ -228,8 +228,8 @@ def _write_table(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> N
                     group = []
             if group:
                 writer.write_table(pa.concat_tables(group))
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error

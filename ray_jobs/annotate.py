@@ -22,8 +22,9 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
+import pyarrow as pa
 import ray
 import ray.data
 import tyro
@@ -124,7 +125,7 @@ def pipeline(chunks: list[str], work: Work, workers: int) -> ray.data.Dataset:
         # processes on two cores leave nothing for scanning and the job stands still. One scene in flight
         # each: a second would wait behind a long one while another process idles.
         .map(
-            AnnotateClip,
+            AnnotateClip,  # type: ignore[arg-type]
             fn_constructor_args=(work,),
             compute=pool(size=workers, max_tasks_in_flight_per_actor=1),
             num_cpus=0.8,
@@ -198,7 +199,7 @@ def _consume(
 
 def _stream(rows: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from batch.to_pylist()
+        yield from cast(pa.Table, batch).to_pylist()
 
 
 def start_ray(run: RunConfig) -> bool:
