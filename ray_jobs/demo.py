@@ -11,6 +11,7 @@ import base64
 import html
 import importlib.util
 import json
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,9 +136,10 @@ def _plot(path: Path, dataset: Path, rows: pd.DataFrame, walk: synthetic.Synthet
     from matplotlib import pyplot
 
     clips = [load_clip(dataset, clip) for clip in _posed(rows)]
-    figure, axes = pyplot.subplots(
-        1, max(1, len(clips)), figsize=(4.5 * max(1, len(clips)), 4.2), squeeze=False
-    )
+    num_rows = max(1, math.ceil(len(clips) / 3))
+    figure, axes = pyplot.subplots(num_rows, 3, figsize=(12, 4 * num_rows), squeeze=False)
+    for axis in axes.flat[len(clips) :]:
+        axis.set_axis_off()
     video_of = dict(zip(rows["clip_id"], rows["video"], strict=True))
     for axis, clip in zip(axes.flat, clips, strict=False):
         centres = clip.world_from_cam[:, :, 3]
