@@ -397,6 +397,15 @@ def stream_row(num_latents: int) -> Row:
 
 
 def main(job: Job) -> int:
+    lengths: dict[str, list[Row]] = {}
+    if job.lengths:
+        # First, while this process is small: a child's memory counts from its parent's. The warm-up call
+        # loads what the first call of a registered operator loads.
+        torch.set_num_threads(1)
+        attention_row("chunked", 2, with_gradients=True)
+        caption = "Bidirectional attention against length (S = 220, D = 112, 2 heads, one thread)"
+        lengths[caption] = length_rows()
+        lengths["Streaming"] = [in_child(functools.partial(stream_row, n)) for n in (120, 1200)]
     torch.set_num_threads(job.threads)
     started = time.perf_counter()
     tables = {
@@ -407,18 +416,20 @@ def main(job: Job) -> int:
     }
     checks_s = time.perf_counter() - started
     is_ok = all(row["ok"] for rows in tables.values() for row in rows)
+    tables |= lengths
+    notes = f"The checks took {checks_s:.0f} s. "
+    notes += "All are within their limits." if is_ok else "SOME LIMITS WERE PASSED."
     if job.lengths:
-        tables["Bidirectional attention against length (S = 220, D = 112, 2 heads, one thread)"] = (
-            length_rows()
+        notes += (
+            " The recurrence here works on whole frames, with the same matrix products as the chunked form, so the chunked"
+            " form gains little on a CPU."
         )
-        tables["Streaming"] = [in_child(functools.partial(stream_row, n)) for n in (120, 1200)]
     write_report(
         "attention",
         "Attention of the world model",
         "python -m benchmarks.attention" + (" --lengths" if job.lengths else ""),
         tables,
-        f"The checks took {checks_s:.0f} s. "
-        + ("All are within their limits." if is_ok else "SOME LIMITS WERE PASSED."),
+        notes,
         packages=["diffusers"],
         results_dir=job.out,
     )
