@@ -173,13 +173,13 @@ class Mapper:
         num_kf = len(self.rows_of_kf)
         firsts = range(0, num_kf - 1, max(1, num_kf // 24))
         for first in firsts:
-            for gap in (2, 3, 5, 8, 12):
+            for gap in (1, 2, 3, 5, 8, 12):
                 second = first + gap
                 if second >= num_kf:
                     second = num_kf - 1
                 a, b = self._common(first, second)
                 if len(a) < 60:
-                    break
+                    continue
                 xy_a, xy_b = self.map.xy_px[a], self.map.xy_px[b]
                 homography, mask = cv2.findHomography(
                     xy_a, xy_b, cv2.RANSAC, 1.5 * self.max_error_px / 3, maxIters=200

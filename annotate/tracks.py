@@ -129,7 +129,7 @@ class _Tracker:
         self.num_frames += 1
 
     def result(self) -> Tracks:
-        if self.keyframes[-1].frame_idx != self.num_frames - 1:
+        if self.keyframes[-1].frame_idx != self.num_frames - 1 and len(self.xy) >= self.config.lost_points:
             grey, rgb = self.last_frame
             self.num_frames -= 1
             self._describe(grey, rgb)
