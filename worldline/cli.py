@@ -35,6 +35,9 @@ COMMANDS = {
     "lint": Command(
         "worldline.evaluate.lint", "LintConfig", "look for wrong axes, directions, origins and units"
     ),
+    "generate": Command(
+        "worldline.train.generate", "GenerateConfig", "a video from an image, a caption and a camera path"
+    ),
     "demo": Command(
         "worldline.ray_jobs.demo", "DemoConfig", "annotate two small videos and show what comes out"
     ),
