@@ -60,9 +60,7 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """Frames in display order; packets that do not decode are passed over, a broken container ends the
-    stream.
-    """
+    """Frames in display order; packets that do not decode are passed over, a broken container ends them."""
     packets = container.demux(stream)
     while True:
         try:
@@ -141,9 +139,7 @@ def packet_times(local_path: str, size_bytes: int) -> PacketTimes | None:
 
 
 def decoded_times(local_path: str) -> np.ndarray:
-    """Times [T] of the frames that a full decode yields; counted at the mean rate where the container has
-    none.
-    """
+    """Times [T] of the frames that a full decode yields; counted at the mean rate where there are none."""
     times_s: list[float] = []
     with open_container(local_path) as container:
         stream = video_stream(container)

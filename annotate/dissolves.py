@@ -28,6 +28,7 @@ _MAX_LIKENESS = 0.6
 _MAX_BLEND_RESIDUAL = 0.18
 _MIN_FLOW_OVER_BLEND = 1.6
 _EDGE_SHARE = 0.15
+_BLACK = 24.0
 _SAME_PLACE_LIKENESS = 0.8
 """Across cuts between footage of all kinds at most 0.71 was seen, between neighbouring frames at least
 0.92.
@@ -59,8 +60,17 @@ def _thumb(image: np.ndarray) -> np.ndarray:
 
 
 def _likeness(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of two thumbs after each channel's mean is removed; 0 for pictures without structure."""
-    a, b = a - a.mean((0, 1)), b - b.mean((0, 1))
+    """Correlation of two thumbs after each channel's mean is removed; 0 for pictures without structure.
+
+    What is black in both does not count: bars around the picture are the same in every shot.
+    """
+    is_lit = (np.maximum(a, b).max(axis=-1) > _BLACK).astype(np.uint8)
+    # Smoothing carried the picture over the bars' edges, which are alike too.
+    is_lit = cv2.erode(is_lit, np.ones((5, 5), np.uint8)).astype(bool)
+    if is_lit.mean() < 0.05:
+        return 0.0
+    a, b = a[is_lit], b[is_lit]  # [K, 3]
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / norm if norm > 1e-3 * a.size else 0.0
 
@@ -105,17 +115,18 @@ class DissolveFinder:
         first_at = len(self._recent) - 1 - length
         (_, image0, thumb0), (_, image1, thumb1) = self._recent[first_at], self._recent[-1]
         change = thumb1 - thumb0
-        energy = float((change * change).sum())
-        if energy < _MIN_CHANGE**2 * change.size or _likeness(thumb0, thumb1) > _MAX_LIKENESS:
+        energy = float(np.vdot(change, change))
+        if energy < _MIN_CHANGE**2 * change.size:
             return None
         weights, residuals = [], []
         for quarter in (0.25, 0.5, 0.75):
             step = self._recent[first_at + round(quarter * length)][2] - thumb0
-            weight = float((step * change).sum()) / energy
+            weight = float(np.vdot(step, change)) / energy
             weights.append(weight)
-            residuals.append(float(((step - weight * change) ** 2).sum()) / energy)
+            # Of the part that is no mixture: its energy by Pythagoras.
+            residuals.append(float(np.vdot(step, step)) / energy - weight**2)
         is_even = 0.05 < weights[0] < 0.5 and 0.3 < weights[1] < 0.7 and 0.5 < weights[2] < 0.95
-        if not is_even or max(residuals) > _MAX_BLEND_RESIDUAL:
+        if not is_even or max(residuals) > _MAX_BLEND_RESIDUAL or _likeness(thumb0, thumb1) > _MAX_LIKENESS:
             return None
         _, middle_image, middle = self._recent[first_at + round(0.5 * length)]
         explained = (_flow_warp(end, middle_image) - middle for end in (image0, image1))

@@ -122,9 +122,7 @@ class Frame:
 
 
 def working_size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
-    """Largest even (width, height) of the same shape with at most `max_pixels` pixels; never larger than
-    given.
-    """
+    """Largest even (width, height) of equal shape with at most `max_pixels` pixels, never larger than given."""
     scale = min(1.0, math.sqrt(max_pixels / (width * height)))
     # The small addition keeps exact ratios (640 * 0.5) from falling to the even number below.
     return max(2, int(width * scale / 2 + 1e-9) * 2), max(2, int(height * scale / 2 + 1e-9) * 2)
@@ -132,8 +130,7 @@ def working_size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[str]:
-    """Yields a local path of `uri`; a remote file (s3://, http://, memory://) is fetched and removed
-    afterwards.
+    """Yields a local path of `uri`; a remote file (s3://, http://, memory://) is fetched, later removed.
 
     Decoders seek, so they need a real file. Wrap several calls in one `local_copy` to fetch once. Raises
     what fsspec raises where the remote file cannot be had.
@@ -347,12 +344,12 @@ def _read_pyav(
     num_threads: int,
 ) -> Iterator[Frame]:
     width, height = size[::-1] if info.rotation_deg % 180 else size
+    # Averaging is cheaper than bicubic, and as good where each pixel covers many.
+    interpolation = "AREA" if size[0] * 3 <= info.width else "BICUBIC"
     for frame, index in _indexed_frames(info, local_path, first, last, num_threads):
         if (index - first) % stride:
             continue
-        image: np.ndarray = frame.to_ndarray(
-            format="rgb24", width=width, height=height, interpolation="BICUBIC"
-        )
+        image: np.ndarray = frame.reformat(width, height, "rgb24", interpolation=interpolation).to_ndarray()
         if info.rotation_deg:
             image = np.ascontiguousarray(np.rot90(image, -(info.rotation_deg // 90)))
         yield Frame(index, float(info.timestamps_s[index]), image)

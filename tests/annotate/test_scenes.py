@@ -95,6 +95,19 @@ def test_hard_cuts_between_moving_shots_are_found_to_the_frame():
     assert _changes(images) == [(cut, cut) for cut in cuts]
 
 
+@pytest.mark.parametrize("bars", [(slice(0, 12), slice(78, 90)), (slice(0, 17), slice(73, 90))])
+def test_black_bars_do_not_make_shots_alike(bars):
+    images = np.concatenate([_shot(1, 50), _shot(2, 50), _dissolve(_shot(3, 60), _shot(4, 60), 14)])
+    for bar in bars:
+        images[:, bar] = 0
+    changes = _changes(images)
+    assert changes[:2] == [(50, 50), (100, 100)]
+    assert changes[2:] == [pytest.approx((146, 160), abs=8)]
+    images = np.concatenate([_shot(1, 50), _shot(2, 50)])
+    images[:, :, :55] = images[:, :, 105:] = 0
+    assert _changes(images) == [(50, 50)]
+
+
 @pytest.mark.parametrize("speed_px", [0.0, 3.0, 12.0, 40.0])
 def test_one_shot_has_no_cut_however_fast_the_camera_turns(speed_px):
     assert _changes(_shot(3, 100, speed_px)) == []
