@@ -78,21 +78,13 @@ def test_one_scene_again_without_ray(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_wheel_holds_only_worldline(tmp_path: Path) -> None:
     """Real files in the place of links, nothing beside the package, and the kept help texts."""
+    # Outside the checkout: a build folder left there would put deleted modules into the next wheel.
+    settings = tmp_path / "settings.cfg"
+    settings.write_text(f"[build]\nbuild_base = {tmp_path}/build\n[egg_info]\negg_base = {tmp_path}\n")
+    options = ["-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
+    environment = os.environ | {"DIST_EXTRA_CONFIG": str(settings)}
     subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            tmp_path,
-            ROOT,
-        ],
-        check=True,
-        capture_output=True,
+        [sys.executable, "-m", "pip", "wheel", *options], check=True, capture_output=True, env=environment
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
