@@ -41,12 +41,12 @@ def adjust(bundle: Bundle, config: BundleConfig) -> Bundle:
         bundle = replace(bundle, log_depth_scale=initial_depth_scale(bundle))
     layout = Layout.of(bundle, config)
     terms = linearise(bundle, config)
-    start_log_focal = np.log(bundle.focal_px)
+    start = bundle
     cost, weight = robust_cost(bundle, config, terms)
-    cost += prior_cost(bundle, config, start_log_focal)
+    cost += prior_cost(bundle, config, start)
     damping = 1e-4
     for _ in range(config.max_iterations):
-        system = normal_equations(bundle, config, terms, weight, layout, start_log_focal)
+        system = normal_equations(bundle, config, terms, weight, layout, start)
         improved = False
         for _ in range(6):
             step = solve(system, damping, layout)
@@ -54,7 +54,7 @@ def adjust(bundle: Bundle, config: BundleConfig) -> Bundle:
             if candidate is not None:
                 new_terms = linearise(candidate, config)
                 new_cost, new_weight = robust_cost(candidate, config, new_terms)
-                new_cost += prior_cost(candidate, config, start_log_focal)
+                new_cost += prior_cost(candidate, config, start)
                 if new_cost < cost:
                     improved = True
                     break
@@ -91,7 +91,7 @@ def covariance(bundle: Bundle, config: BundleConfig, *, gauge_cam: int = 0) -> P
     layout = Layout.of(bundle, config)
     terms = linearise(bundle, config)
     _, weight = robust_cost(bundle, config, terms)
-    system = normal_equations(bundle, config, terms, weight, layout, np.log(bundle.focal_px))
+    system = normal_equations(bundle, config, terms, weight, layout, bundle)
     reduced, _ = reduce(system, 0.0, layout)
     size, num_cams = layout.size, len(bundle.cam_from_world)
     # Change of variables from the translation t to the centre C = -R^T t: dt = -R dC + hat(t) w.

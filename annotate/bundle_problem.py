@@ -35,8 +35,15 @@ class BundleConfig:
     """A log focal length per camera on top of the shared one, for clips that zoom."""
     focal_step_sigma: float = 0.01
     """Prior 1-sigma of the change of log focal length between consecutive cameras."""
+    centre_sigma_px: float = 0.0
+    """1-sigma of a prior that holds the principal point near its start; 0: the principal point is held."""
     focal_prior_sigma: float = 0.0
     """1-sigma of a prior on the shared log focal length around its start; 0: no prior."""
+
+    @property
+    def num_shared(self) -> int:
+        """Unknowns that all cameras share: log focal length, principal point, distortion."""
+        return int(self.free_focal) + 2 * int(self.centre_sigma_px > 0) + 2 * int(self.free_distortion)
 
     def __post_init__(self) -> None:
         if self.loss not in ("cauchy", "huber", "none"):
@@ -155,9 +162,12 @@ def linearise(bundle: Bundle, config: BundleConfig) -> dict[str, np.ndarray]:
         by_log_focal = residual + bundle.xy_px - bundle.centre_px
         if config.free_camera_focal:
             cam[:, :, 6] = by_log_focal
-        shared = np.zeros((len(z), 2, int(config.free_focal) + 2 * int(config.free_distortion)))
+        shared = np.zeros((len(z), 2, config.num_shared))
         if config.free_focal:
             shared[:, :, 0] = by_log_focal
+        if config.centre_sigma_px > 0:
+            shared[:, 0, int(config.free_focal)] = 1.0
+            shared[:, 1, int(config.free_focal) + 1] = 1.0
         if config.free_distortion:
             for i in range(2):
                 shared[:, 0, shared.shape[2] - 2 + i] = f * x * by_k[i]
@@ -242,13 +252,15 @@ def rho(squared: np.ndarray, config: BundleConfig) -> tuple[np.ndarray, np.ndarr
     return squared, np.ones_like(squared)
 
 
-def prior_cost(bundle: Bundle, config: BundleConfig, start_log_focal: np.ndarray) -> float:
-    change = np.log(bundle.focal_px) - start_log_focal
+def prior_cost(bundle: Bundle, config: BundleConfig, start: Bundle) -> float:
+    change = np.log(bundle.focal_px) - np.log(start.focal_px)
     cost = 0.0
     if config.free_camera_focal:
         cost += float(np.sum((np.diff(np.log(bundle.focal_px)) / config.focal_step_sigma) ** 2))
     elif config.free_focal and config.focal_prior_sigma > 0:
         cost += float((change[0] / config.focal_prior_sigma) ** 2)
+    if config.centre_sigma_px > 0:
+        cost += float(np.sum(((bundle.centre_px - start.centre_px) / config.centre_sigma_px) ** 2))
     return cost
 
 

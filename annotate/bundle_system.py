@@ -40,7 +40,7 @@ class Layout:
     def of(bundle: Bundle, config: BundleConfig) -> Layout:
         num_cams, num_points = len(bundle.cam_from_world), len(bundle.points_in_world)
         per_cam = 6 + int(config.free_camera_focal) + int(bundle.depth is not None)
-        shared = int(config.free_focal) + 2 * int(config.free_distortion)
+        shared = config.num_shared
         by_cam = np.argsort(bundle.cam_idx, kind="stable")
         by_point = np.argsort(bundle.point_idx, kind="stable")
         cam_starts = np.searchsorted(bundle.cam_idx[by_cam], np.arange(num_cams + 1))
@@ -67,7 +67,7 @@ def normal_equations(
     terms: dict[str, np.ndarray],
     weight: np.ndarray,
     layout: Layout,
-    start_log_focal: np.ndarray,
+    start: Bundle,
 ) -> dict[str, Any]:
     """Blocks of J^T W J and J^T W r: cameras and shared ("a"), points ("v"), and the coupling of each
     observation."""
@@ -93,7 +93,7 @@ def normal_equations(
             b[tail] += gradient[per_cam:]
         a[tail, : layout.num_cam] = a[: layout.num_cam, tail].T
         _hold(a, bundle, config, layout)
-        _add_focal_priors(a, b, bundle, config, layout, start_log_focal)
+        _add_priors(a, b, bundle, config, layout, start)
         system |= {"a": a, "b": b}
     if config.free_points:
         point = np.nan_to_num(terms["point"]) * root[:, :, None]
@@ -123,13 +123,13 @@ def _hold(a: np.ndarray, bundle: Bundle, config: BundleConfig, layout: Layout) -
     a[at, at] += 1e14
 
 
-def _add_focal_priors(
+def _add_priors(
     a: np.ndarray,
     b: np.ndarray,
     bundle: Bundle,
     config: BundleConfig,
     layout: Layout,
-    start_log_focal: np.ndarray,
+    start: Bundle,
 ) -> None:
     log_focal = np.log(bundle.focal_px)
     if config.free_camera_focal:
@@ -145,7 +145,12 @@ def _add_focal_priors(
     elif config.free_focal and config.focal_prior_sigma > 0:
         information = config.focal_prior_sigma**-2
         a[layout.num_cam, layout.num_cam] += information
-        b[layout.num_cam] += information * (log_focal[0] - start_log_focal[0])
+        b[layout.num_cam] += information * (log_focal[0] - np.log(start.focal_px[0]))
+    if config.centre_sigma_px > 0:
+        centre = layout.num_cam + int(config.free_focal) + np.arange(2)
+        information = config.centre_sigma_px**-2
+        a[centre, centre] += information
+        b[centre] += information * (bundle.centre_px - start.centre_px)
 
 
 def _add_depth(
@@ -283,6 +288,9 @@ def apply_step(bundle: Bundle, config: BundleConfig, step: dict[str, np.ndarray]
         if np.max(np.abs(log_change), initial=0.0) > 2:
             return None
         changes["focal_px"] = bundle.focal_px * np.exp(log_change)
+        if config.centre_sigma_px > 0:
+            first = int(config.free_focal)
+            changes["centre_px"] = bundle.centre_px + step["shared"][first : first + 2]
         if config.free_distortion:
             changes["distortion"] = bundle.distortion + step["shared"][-2:]
         if bundle.depth is not None:

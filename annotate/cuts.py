@@ -8,6 +8,7 @@ light flashed, and the proposal is dropped.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from scenedetect import FrameTimecode
-from scenedetect.detectors import AdaptiveDetector, ContentDetector, ThresholdDetector
+from scenedetect.detectors import AdaptiveDetector, ThresholdDetector
 
 from worldline.annotate.dissolves import DissolveFinder, Transition, is_same_place
 from worldline.annotate.video import Frame
@@ -57,15 +58,13 @@ class CutFinder:
             raise ValueError(f"detector {detector!r}: known are {', '.join(DETECTORS)}")
         self._fps = fps
         self._flash_frames = max(2, min(30, round(config.flash_s * fps)))
-        self._proposers: list[AdaptiveDetector | ContentDetector] = []
         # Minimum lengths are zero: short shots are merged later, for all kinds of changes alike (scenes.py).
-        if "adaptive" in detector:
-            ratio, content = config.adaptive_ratio, config.adaptive_min_content
-            self._proposers.append(
-                AdaptiveDetector(adaptive_threshold=ratio, min_content_val=content, min_scene_len=0)
-            )
-        if "content" in detector:
-            self._proposers.append(ContentDetector(threshold=config.content_threshold, min_scene_len=0))
+        self._adaptive = AdaptiveDetector(
+            adaptive_threshold=config.adaptive_ratio if "adaptive" in detector else math.inf,
+            min_content_val=config.adaptive_min_content,
+            min_scene_len=0,
+        )
+        self._content_threshold = config.content_threshold if "content" in detector else math.inf
         # Two biases of one detector give the last frame before the black and the first after it.
         self._fades = [
             ThresholdDetector(config.fade_luma, min_scene_len=0, fade_bias=bias, add_final_scene=True)
@@ -102,9 +101,13 @@ class CutFinder:
             self._images.popitem(last=False)
         bgr = cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
         timecode = self._timecode(frame.index)
-        for proposer in self._proposers:
-            self._proposed.update(cut.frame_num for cut in proposer.process_frame(timecode, bgr))
-        self._add_fades([fade.process_frame(timecode, bgr) for fade in self._fades])
+        self._proposed.update(cut.frame_num for cut in self._adaptive.process_frame(timecode, bgr))
+        # The content detector's rule on the score that the adaptive one, its subclass, has just computed.
+        if (self._adaptive._frame_score or 0.0) >= self._content_threshold:
+            self._proposed.add(frame.index)
+        # The threshold detector looks at the mean alone, so one pixel of it will do.
+        mean_pixel = np.array(cv2.mean(bgr)[:3])
+        self._add_fades([fade.process_frame(timecode, mean_pixel) for fade in self._fades])
         if self._dissolves is not None:
             self._dissolves.push(frame)
         self._settle(upto_idx=frame.index - self._flash_frames - 2)
@@ -127,9 +130,11 @@ class CutFinder:
         before = [i for i in self._images if i < cut_idx]
         if not before:
             return False
-        after = [i for i in self._images if cut_idx <= i <= cut_idx + self._flash_frames]
-        for index in after:
-            if is_same_place(self._images[before[-1]], self._images[index]):
+        # At doubling distances: a flash ends on one of them, or a little before, where the place is still the same.
+        distances = {0, self._flash_frames} | {2**k for k in range(5) if 2**k < self._flash_frames}
+        for index in sorted(cut_idx + distance for distance in distances):
+            after = self._images.get(index)
+            if after is not None and is_same_place(self._images[before[-1]], after):
                 self._flash_end_idx = index
                 return False
         return True

@@ -34,6 +34,8 @@ _SAME_PLACE_LIKENESS = 0.8
 0.92.
 """
 
+_HOPELESS_LIKENESS = 0.5
+
 _THUMB_SIZE = (48, 27)
 
 
@@ -50,8 +52,13 @@ class Transition:
 
 def is_same_place(before: np.ndarray, after: np.ndarray) -> bool:
     """Whether a picture is the other moved by optical flow, whatever its brightness; RGB [H, W, 3] uint8."""
-    likeness = max(_likeness(_flow_warp(a, b), _thumb(b)) for a, b in ((before, after), (after, before)))
-    return likeness > _SAME_PLACE_LIKENESS
+    for source, target in ((before, after), (after, before)):
+        likeness = _likeness(_flow_warp(source, target), _thumb(target))
+        if likeness > _SAME_PLACE_LIKENESS:
+            return True
+        if likeness < _HOPELESS_LIKENESS:
+            return False  # the way back differs by little
+    return False
 
 
 def _thumb(image: np.ndarray) -> np.ndarray:

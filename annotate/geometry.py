@@ -97,10 +97,13 @@ def estimate_geometry(
         return Geometry(degeneracy=label, reconstruction=_turning(tracks, times, turning), sigma=None)
     keyframe_map = map_keyframes(tracks, config.mapping, known, is_known=known is not None)
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
+    # Only now is the map stiff enough to tell a shifted principal point from a turned path.
+    mapper.centre_sigma_px = 0.0 if known is not None else config.sigma.centre_share * tracks.width
     if known is None and choose_lens(mapper, config.lens):
         # Under a strong distortion the pinhole map has lost its borders: map again with the lens found.
         keyframe_map = map_keyframes(tracks, config.mapping, mapper.map.intrinsics())
         mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=False)
+    mapper.centre_sigma_px = 0.0 if known is not None else config.sigma.centre_share * tracks.width
     _polish(mapper, [keyframe.grey for keyframe in tracks.keyframes], config.refine)
     poses = pose_all_frames(tracks, mapper.map, max_error_px=mapper.max_error_px)
     return _conclude(tracks, times, mapper, poses, config)

@@ -20,7 +20,7 @@ class LensConfig:
     """Longest tracks from which the lens model is chosen."""
     strong_share: float = 0.03
     """Shift of the corners, over the half diagonal, from which a clip is mapped again with its lens."""
-    min_gain: float = 0.005
+    min_gain: float = 0.01
     """A distorted lens must lower the robust cost by this share."""
 
 
@@ -33,22 +33,23 @@ def choose_lens(mapper: Mapper, config: LensConfig) -> bool:
     bundle, _ = mapper.bundle(rows)
     error = reprojection_errors(bundle)
     bundle = replace(bundle, sigma_px=max(float(np.median(error)) / 1.18, 1e-3))
-    plain = adjust(bundle, BundleConfig(free_focal=True, max_iterations=10, relative_tolerance=1e-4))
+    plain_config = BundleConfig(
+        free_focal=True,
+        max_iterations=15,
+        relative_tolerance=1e-4,
+        centre_sigma_px=mapper.centre_sigma_px,
+    )
+    plain = adjust(bundle, plain_config)
     best = plain
     for model in ("radial", "fisheye"):
         # A fisheye with k1 = 1/3 is a pinhole to third order, so both start where the pinhole ended.
         start = replace(plain, model=model, distortion=np.array([0.0 if model == "radial" else 1 / 3, 0.0]))
-        bent_config = BundleConfig(
-            free_focal=True, free_distortion=True, max_iterations=20, relative_tolerance=1e-4
-        )
+        bent_config = replace(plain_config, free_distortion=True, max_iterations=20)
         bent = adjust(start, bent_config)
         if bent.cost < best.cost * (1 - config.min_gain) and _is_monotonic(bent):
             best = bent
-    mapper.map.model, mapper.map.distortion, mapper.map.focal_px = (
-        best.model,
-        best.distortion,
-        float(best.focal_px[0]),
-    )
+    mapper.map.model, mapper.map.distortion = best.model, best.distortion
+    mapper.map.focal_px, mapper.map.centre_px = float(best.focal_px[0]), best.centre_px
     if best.model == "pinhole":
         return False
     mapper.adjust_all(max_iterations=4)

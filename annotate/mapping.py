@@ -126,6 +126,7 @@ class Mapper:
         self.map, self.config = start, config
         self.max_error_px, self.known_focal = max_error_px, known_focal
         self.is_used: np.ndarray | None = None
+        self.centre_sigma_px = 0.0
         self.index()
 
     def index(self) -> None:
@@ -401,6 +402,7 @@ class Mapper:
             relative_tolerance=1e-4,
             free_focal=free_focal,
             free_distortion=free_focal and self.map.model != "pinhole",
+            centre_sigma_px=self.centre_sigma_px,
         )
         self._run(self._rows(), config, None)
 
@@ -434,6 +436,7 @@ class Mapper:
         self.map.points[tracks] = bundle.points_in_world
         self.map.focal_px = float(bundle.focal_px[0])
         self.map.distortion = bundle.distortion
+        self.map.centre_px = bundle.centre_px
 
     def _run(self, rows: np.ndarray, config: BundleConfig, free: np.ndarray | None) -> None:
         bundle, (keyframes, tracks) = self.bundle(rows)

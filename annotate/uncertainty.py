@@ -26,6 +26,9 @@ class SigmaConfig:
 
     inflation: float = 3.0
     """True over formal standard deviation of a camera's position, measured on truth."""
+    centre_share: float = 0.01
+    """1-sigma of an unknown principal point around the image's centre, as a share of the width: lenses and crops
+    of real cameras put it there, and it turns the whole path."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +48,7 @@ def frame_sigmas(tracks: Tracks, mapper: Mapper, poses: FramePoses, config: Sigm
     bundle, keyframes = mapper.adjusted_bundle()
     bundle_config = BundleConfig(
         free_focal=not mapper.known_focal,
+        centre_sigma_px=mapper.centre_sigma_px,
         free_distortion=bundle.model != "pinhole" and not mapper.known_focal,
     )
     num_frames = tracks.num_frames

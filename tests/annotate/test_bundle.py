@@ -73,7 +73,9 @@ def _perturbed(bundle: Bundle, amount: float, seed: int = 1) -> Bundle:
 def test_jacobians_match_finite_differences(model: str) -> None:
     bundle, _ = _scene(model=model)
     bundle = _perturbed(bundle, 0.02)
-    config = BundleConfig(free_focal=True, free_distortion=model != "pinhole", free_camera_focal=True)
+    config = BundleConfig(
+        free_focal=True, free_distortion=model != "pinhole", free_camera_focal=True, centre_sigma_px=5.0
+    )
     terms = linearise(bundle, config)
     num_shared = terms["shared"].shape[2]
     eps = 1e-6
@@ -242,3 +244,18 @@ def test_wrong_shapes_are_named() -> None:
         adjust(replace(bundle, cam_idx=bundle.cam_idx[:-1]), BundleConfig())
     with pytest.raises(ValueError, match="known are"):
         BundleConfig(loss="l3")
+
+
+def test_an_unsure_principal_point_widens_the_error_bars() -> None:
+    """Its prior at work: held it adds nothing, loose it turns the path, and a moved one is found."""
+    truth, _ = _scene(noise_px=0.3)
+    spread = [
+        np.trace(covariance(truth, BundleConfig(centre_sigma_px=sigma)).camera.sum(axis=0))
+        for sigma in (0, 1e-3, 8)
+    ]
+    assert spread[0] == pytest.approx(spread[1], rel=1e-3)
+    assert spread[2] > 1.05 * spread[0]
+    exact, _ = _scene()
+    moved = replace(exact, centre_px=exact.centre_px + np.array([9.0, -6.0]))
+    config = BundleConfig(centre_sigma_px=1e3, loss="none", max_iterations=100, relative_tolerance=1e-14)
+    assert np.abs(adjust(moved, config).centre_px - exact.centre_px).max() < 0.1
