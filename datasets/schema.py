@@ -65,7 +65,12 @@ _PROVENANCE = [
 ]
 
 _OUTCOME = [
-    _field("status", _TEXT, "ok, rejected (the input's fault, see reason) or failed (an error, see error)", nullable=False),
+    _field(
+        "status",
+        _TEXT,
+        "ok, rejected (the input's fault, see reason) or failed (an error, see error)",
+        nullable=False,
+    ),
     _field("reason", _TEXT, "stage: reason (detail) of a rejection or failure; null when ok"),
     _field("error", _TEXT, "traceback of a failure; null otherwise"),
     _field("replay", _TEXT, "shell command that runs this unit of work alone; null when ok"),
@@ -78,7 +83,12 @@ _VERSIONS = [
 
 VIDEOS = pa.schema(
     [
-        _field("video_id", _TEXT, "SHA-256 of the file's bytes, 32 hex digits; of the path where unreadable", nullable=False),
+        _field(
+            "video_id",
+            _TEXT,
+            "SHA-256 of the file's bytes, 32 hex digits; of the path where unreadable",
+            nullable=False,
+        ),
         *_PROVENANCE,
         _field("other_paths", pa.list_(_TEXT), "further paths with the same content, annotated once"),
         _field("size_bytes", _INT, "file size", "B"),
@@ -105,7 +115,12 @@ TRAJECTORIES = pa.schema(
         *_PROVENANCE,
         _field("start_s", _REAL, "time of the first frame", "s", nullable=False),
         _field("end_s", _REAL, "time just after the last frame", "s", nullable=False),
-        _field("overlap_s", _REAL, "time shared with the previous window of the same shot; 0 for a shot's first", "s"),
+        _field(
+            "overlap_s",
+            _REAL,
+            "time shared with the previous window of the same shot; 0 for a shot's first",
+            "s",
+        ),
         _field("fps", _REAL, "mean frame rate over the scene", "Hz"),
         _field("width", _INT, "frame width that fxfycxcy_px refers to", "px"),
         _field("height", _INT, "frame height that fxfycxcy_px refers to", "px"),
@@ -116,8 +131,15 @@ TRAJECTORIES = pa.schema(
         _field("camera_model", _TEXT, "pinhole, radial or fisheye (annotate/camera.py)"),
         _field("distortion", pa.list_(_REAL), "the camera model's parameters"),
         _field("is_registered", pa.list_(_FLAG), "whether the frame has a pose"),
-        _field("sigma_translation", pa.list_(_REAL), "1-sigma of the camera centre, per axis (rms), a frame", "length_unit"),
-        _field("sigma_rotation_rad", pa.list_(_REAL), "1-sigma of the rotation, per axis (rms), a frame", "rad"),
+        _field(
+            "sigma_translation",
+            pa.list_(_REAL),
+            "1-sigma of the camera centre, per axis (rms), a frame",
+            "length_unit",
+        ),
+        _field(
+            "sigma_rotation_rad", pa.list_(_REAL), "1-sigma of the rotation, per axis (rms), a frame", "rad"
+        ),
         _field("num_registered", _INT, "frames with a pose"),
         _field("registered_share", _REAL, "num_registered / num_frames"),
         _field("degeneracy", _TEXT, "one of " + ", ".join(DEGENERACIES)),
@@ -125,14 +147,18 @@ TRAJECTORIES = pa.schema(
         _field("scale", _REAL, "metres per unit of the reconstruction before scaling; null: unknown"),
         _field("scale_sigma", _REAL, "relative 1-sigma of the scale; null: unknown"),
         _field("scale_cues", _TEXT, "JSON list of {cue, log_scale, sigma, is_used} that gave the scale"),
-        _field("gravity_in_world", pa.list_(_REAL), "unit vector of gravity in the world frame; null: unknown"),
+        _field(
+            "gravity_in_world", pa.list_(_REAL), "unit vector of gravity in the world frame; null: unknown"
+        ),
         _field("focal_sigma_px", _REAL, "1-sigma of fx; 0 where it was given; null: unknown", "px"),
         _field("reprojection_px", _REAL, "rms reprojection error of inliers at (width, height)", "px"),
         _field("heldout_px", _REAL, "median reprojection error of tracks kept out of the adjustment", "px"),
         _field("num_points", _INT, "scene points in the adjustment"),
         _field("num_observations", _INT, "inlier observations in the adjustment"),
         _field("inlier_share", _REAL, "inlier observations over all tracked observations"),
-        _field("parallax_deg", _REAL, "median over points of the largest angle between two of its rays", "deg"),
+        _field(
+            "parallax_deg", _REAL, "median over points of the largest angle between two of its rays", "deg"
+        ),
         _field("path_length", _REAL, "length of the camera's path", "length_unit"),
         _field("speed_median", _REAL, "median speed of the camera", "length_unit/s"),
         _field("fov_x_deg", _REAL, "median horizontal field of view", "deg"),
@@ -144,7 +170,11 @@ TRAJECTORIES = pa.schema(
         _field("sharpness", _REAL, "median variance of the Laplacian of luma at the working size"),
         _field("flow_px", _REAL, "mean optical flow of pairs 0.5 s apart, at the working size", "px"),
         _field("static_share", _REAL, "share of frame pairs whose median flow is under 0.1 px"),
-        _field("sidecar_path", _TEXT, "sparse structure of the clip (annotate/reconstruction.py), relative to DIR; null: none"),
+        _field(
+            "sidecar_path",
+            _TEXT,
+            "sparse structure of the clip (annotate/reconstruction.py), relative to DIR; null: none",
+        ),
         _field("caption", _TEXT, "scene-static caption; null: none yet"),
         *_OUTCOME,
         *_VERSIONS,
