@@ -290,14 +290,22 @@ def test_ray_job_submit(tmp_path: Path, cluster: tuple[str, dict[str, str]]) -> 
     out = tmp_path / "out"
     ray_command = str(Path(sys.executable).with_name("ray"))
     submit = [ray_command, "job", "submit", "--address", address, "--working-dir", str(ROOT)]
-    done = subprocess.run(
-        [*submit, "--", sys.executable, "-m", "worldline.ray_jobs.annotate", str(videos), "--out", str(out)],
-        env={k: v for k, v in environment.items() if k != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
+    command = [*submit, "--", sys.executable, "-m", "worldline.ray_jobs.annotate", str(videos)]
+    environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    deadline_s = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            [*command, "--out", str(out)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        # The job server answers before the agent that would run a job has registered.
+        if "No available agent" not in done.stderr or time.monotonic() > deadline_s:
+            break
+        time.sleep(2)
     assert (out / "videos").is_dir(), done.stdout + done.stderr
     videos_table = pq.read_table(out / "videos").to_pylist()
     assert {row["status"] for row in videos_table} == {"rejected"}
