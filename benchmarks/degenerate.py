@@ -232,7 +232,7 @@ def main(job: Job) -> int:
     width, height = job.size
     notes = (
         f"{len(outcomes)} clips of {width}x{height} pixels, 45 frames at 15 a second, in {wall_s:.0f} s.\n"
-        f" Invented paths (the camera rested, the stored path does not): {invented}. ATE is after\n"
+        f"Invented paths (the camera rested, the stored path does not): {invented}. ATE is after\n"
         "Sim(3), over the true path's extent: 0.01 is one per cent; 0.3 and more means a wrong path."
     )
     if job.write:
