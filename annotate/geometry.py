@@ -105,6 +105,8 @@ def estimate_geometry(
         mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=False)
     mapper.centre_sigma_px = 0.0 if known is not None else config.sigma.centre_share * tracks.width
     _polish(mapper, [keyframe.grey for keyframe in tracks.keyframes], config.refine)
+    if not mapper.map.is_posed.any() or not np.isfinite(mapper.map.points).any():
+        raise ClipRejected("mapping", "no_map", "no keyframe or no point survived the adjustment")
     poses = pose_all_frames(tracks, mapper.map, max_error_px=mapper.max_error_px)
     return _conclude(tracks, times, mapper, poses, config)
 
@@ -134,6 +136,8 @@ def _conclude(
 ) -> Geometry:
     inliers = poses.error_px < mapper.max_error_px
     registered = np.isfinite(poses.cam_from_world[:, 0, 0])
+    if not registered.any() or not inliers.any():
+        raise ClipRejected("geometry", "no_frame_posed", "no frame agrees with the map")
     judged = np.isfinite(poses.error_px)
     sigma = frame_sigmas(tracks, mapper, poses, config.sigma)
     parallax = mapper.median_angle_deg()

@@ -140,8 +140,10 @@ def test_paths_lens_and_focal_length_are_recovered(config: SyntheticConfig, limi
     assert np.sqrt(np.mean(error**2)) < limit * length
     relative = invert(true[:1])[:, :, :3] @ true[:, :, :3]
     assert np.degrees(rotation_angle(found[:, :, :3].mT @ relative)).max() < 0.5
-    focal = reconstruction.intrinsics.fxfycxcy_px[0, 0]
-    assert focal == pytest.approx(truth.intrinsics.fxfycxcy_px[0, 0], rel=0.03)
+    # Driving straight ahead hardly shows the focal length: it must then say so, and be right within its error.
+    focal, true_focal = reconstruction.intrinsics.fxfycxcy_px[0, 0], truth.intrinsics.fxfycxcy_px[0, 0]
+    assert abs(focal - true_focal) < max(0.01 * true_focal, 2 * geometry.sigma.focal_px)
+    assert geometry.sigma.focal_px < 0.15 * true_focal
     assert (geometry.sigma.translation[1:] > 0).all()
 
 
