@@ -217,6 +217,8 @@ class Mapper:
         mapper.triangulate(np.array([first, second]))
         for kf in range(first + 1, second):
             mapper._pose(kf)
+        if len(mapper._rows()) < 2 * self.config.min_points:
+            return None
         mapper.adjust_all(max_iterations=8, free_focal=False)
         mapper.triangulate(np.arange(first, second + 1))
         mapper.adjust_all(max_iterations=15)
@@ -439,6 +441,8 @@ class Mapper:
         self.map.centre_px = bundle.centre_px
 
     def _run(self, rows: np.ndarray, config: BundleConfig, free: np.ndarray | None) -> None:
+        if len(rows) == 0:
+            raise ClipRejected("mapping", "no_map", "no observation agrees with the map any more")
         bundle, (keyframes, tracks) = self.bundle(rows)
         if free is not None:
             is_fixed = ~np.isin(keyframes, free)
