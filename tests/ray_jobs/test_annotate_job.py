@@ -264,6 +264,8 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     port, dashboard, client = _free_port(), _free_port(), 9000 + os.getpid() % 900
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}", "--disable-usage-stats"]
     command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    # A Ray that runs already holds the default port; then no agent of ours would take a job.
+    command += [f"--dashboard-agent-listen-port={_free_port()}"]
     command[0] = str(Path(sys.executable).with_name("ray"))
     with (tmp_path / "head.log").open("w") as log:
         head = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
