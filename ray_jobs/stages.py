@@ -187,8 +187,7 @@ class ScanVideo(_Worker):
         common = {"input_idx": row["input_idx"], "path": record.path, "buckets": ",".join(buckets)}
         if record.rejection is not None:
             return [_path_row(common, record.video_id, REJECTED)]
-        owner = f"{row['input_idx']}"
-        if not self._dataset.claim(record.video_id, self._work.run_id, owner):
+        if not self._dataset.claim(record.video_id, self._work.run_id, str(row["input_idx"])):
             return [_path_row(common, record.video_id, "copy")]
         return self._scenes(record, common)
 
