@@ -217,9 +217,11 @@ def test_a_killed_driver_is_taken_up_where_it_died(tmp_path: Path, local_ray: No
     for pattern, num_new, number in stages:
         if pattern.startswith("trajectories"):
             shutil.rmtree(out / "trajectories", ignore_errors=True)  # the next assembly has all to write
-        count = len(list(out.glob(pattern))) + num_new
+        num_runs = len(list(out.glob("runs/*/config.json")))
         driver = _start_driver(videos, out)
-        _wait_for(driver, out, pattern, count)
+        # Workers of the driver before may outlive it for a moment: count from when the new one is at work.
+        _wait_for(driver, out, "runs/*/config.json", num_runs + 1)
+        _wait_for(driver, out, pattern, len(list(out.glob(pattern))) + num_new)
         if number == signal.SIGINT:
             os.killpg(driver.pid, number)
             text, _ = driver.communicate(timeout=240)
