@@ -22,6 +22,7 @@ from worldline.annotate.bundle_problem import (
 )
 from worldline.annotate.camera import hat, invert
 from worldline.annotate.keyframe_map import KeyframeMap
+from worldline.annotate.resection import resect
 from worldline.annotate.tracks import Tracks
 
 
@@ -81,16 +82,19 @@ def pose_all_frames(
         distortion=keyframe_map.distortion,
         sigma_px=max_error_px / 6,
     )
-    config = BundleConfig(
-        free_points=False,
-        free_translation=free_translation,
-        free_camera_focal=focal_px is not None,
-        focal_step_sigma=0.02,
-        max_iterations=6,
-        loss_scale=2.0,
-        relative_tolerance=1e-4,
-    )
-    bundle = adjust(bundle, config)
+    if free_translation and focal_px is None:
+        bundle = resect(bundle)
+    else:
+        config = BundleConfig(
+            free_points=False,
+            free_translation=free_translation,
+            free_camera_focal=focal_px is not None,
+            focal_step_sigma=0.02,
+            max_iterations=6,
+            loss_scale=2.0,
+            relative_tolerance=1e-4,
+        )
+        bundle = adjust(bundle, config)
     error = reprojection_errors(bundle)
     is_inlier = error < max_error_px
     count = np.bincount(frame_idx, is_inlier, minlength=num_frames)

@@ -1,7 +1,7 @@
 """Bundle adjustment: cameras, points and observations in, their least-squares optimum and its covariance out.
 
 Levenberg-Marquardt on reprojection errors with the points eliminated (Schur complement; Triggs et al. 2000,
-Sec. 6), written with dense blocks so that a one-minute clip takes tenths of a second an iteration. Unlike a
+Sec. 6) in compiled loops, so that a one-minute clip takes hundredths of a second an iteration. Unlike a
 general solver it knows what this product needs: per-camera focal lengths tied by a smoothness prior, depth
 measurements with a free scale per camera, and the covariance of all poses. Residual weights are robust (Huber
 or Cauchy, re-weighted each iteration).

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from worldline.annotate import bundle_kernels as kernels
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BundleConfig:
@@ -122,102 +124,66 @@ def check_bundle(bundle: Bundle) -> None:
 
 
 def linearise(bundle: Bundle, config: BundleConfig) -> dict[str, np.ndarray]:
-    """Residuals [M, 2] in pixels and Jacobians: cam [M, 2, per_cam], shared [M, 2, S], point [M, 2, 3]."""
-    rotation = bundle.cam_from_world[bundle.cam_idx, :, :3]
-    rotated = np.einsum("mij,mj->mi", rotation, bundle.points_in_world[bundle.point_idx])
-    in_cam = rotated + bundle.cam_from_world[bundle.cam_idx, :, 3]
-    z = in_cam[:, 2]
-    valid = z > 1e-6
-    inv_z = 1.0 / np.where(valid, z, 1.0)
-    x, y = in_cam[:, 0] * inv_z, in_cam[:, 1] * inv_z
-    r2 = x * x + y * y
-    factor, slope, by_k = _distortion(r2, bundle)
-    f = bundle.focal_px[bundle.cam_idx]
-    residual = np.stack([f * factor * x, f * factor * y], axis=1) + bundle.centre_px - bundle.xy_px
-    residual[~valid] = np.nan
+    """Residuals [M, 2] in pixels (NaN behind the camera), depths "z" [M] and Jacobians: cam [M, 2, per_cam],
+    shared [M, 2, S], point [M, 2, 3] (zero behind the camera)."""
+    # One layout and type each, so that every kernel is compiled once.
+    cams = np.ascontiguousarray(bundle.cam_from_world, np.float64)
+    points = np.ascontiguousarray(bundle.points_in_world, np.float64)
+    cam_idx, point_idx = (np.ascontiguousarray(x, np.int64) for x in (bundle.cam_idx, bundle.point_idx))
+    focal, centre, distortion, xy = (
+        np.ascontiguousarray(each, np.float64)
+        for each in (bundle.focal_px, bundle.centre_px, bundle.distortion, bundle.xy_px)
+    )
+    model = kernels.MODELS[bundle.model]
+    residual, z = kernels.residuals(cams, points, cam_idx, point_idx, xy, focal, centre, model, distortion)
     terms: dict[str, np.ndarray] = {"residual": residual, "z": z}
     if not (config.free_poses or config.free_points):
         return terms
-    # d(u, v) / d(x, y), then d(x, y) / d(point in camera).
-    a = f * (factor + 2 * x * x * slope)
-    b = f * (2 * x * y * slope)
-    c = f * (factor + 2 * y * y * slope)
-    by_point_in_cam = np.empty((len(z), 2, 3))
-    by_point_in_cam[:, 0, 0] = a * inv_z
-    by_point_in_cam[:, 0, 1] = b * inv_z
-    by_point_in_cam[:, 0, 2] = -(a * x + b * y) * inv_z
-    by_point_in_cam[:, 1, 0] = b * inv_z
-    by_point_in_cam[:, 1, 1] = c * inv_z
-    by_point_in_cam[:, 1, 2] = -(b * x + c * y) * inv_z
-    if config.free_poses:
-        per_cam = 6 + int(config.free_camera_focal) + int(bundle.depth is not None)
-        cam = np.zeros((len(z), 2, per_cam))
-        # d(R X)/dw = -hat(R X): the row j times -hat(p) is p x j.
-        px, py, pz = rotated.T[:, :, None]
-        jx, jy, jz = by_point_in_cam[:, :, 0], by_point_in_cam[:, :, 1], by_point_in_cam[:, :, 2]
-        cam[:, :, 0] = py * jz - pz * jy
-        cam[:, :, 1] = pz * jx - px * jz
-        cam[:, :, 2] = px * jy - py * jx
-        cam[:, :, 3:6] = by_point_in_cam
-        by_log_focal = residual + bundle.xy_px - bundle.centre_px
-        if config.free_camera_focal:
-            cam[:, :, 6] = by_log_focal
-        shared = np.zeros((len(z), 2, config.num_shared))
-        if config.free_focal:
-            shared[:, :, 0] = by_log_focal
-        if config.centre_sigma_px > 0:
-            shared[:, 0, int(config.free_focal)] = 1.0
-            shared[:, 1, int(config.free_focal) + 1] = 1.0
-        if config.free_distortion:
-            for i in range(2):
-                shared[:, 0, shared.shape[2] - 2 + i] = f * x * by_k[i]
-                shared[:, 1, shared.shape[2] - 2 + i] = f * y * by_k[i]
-        terms |= {"cam": cam, "shared": shared}
-    if config.free_points:
-        terms["point"] = by_point_in_cam @ rotation
+    num = len(z)
+    per_cam = 6 + int(config.free_camera_focal) + int(bundle.depth is not None)
+    terms |= {
+        "cam": np.zeros((num, 2, per_cam)),
+        "shared": np.zeros((num, 2, config.num_shared)),
+        "point": np.zeros((num, 2, 3)),
+    }
+    free = (config.free_camera_focal, config.free_focal, config.centre_sigma_px > 0, config.free_distortion)
+    kernels.jacobians(
+        cams,
+        points,
+        cam_idx,
+        point_idx,
+        focal,
+        model,
+        distortion,
+        free,
+        terms["cam"],
+        terms["shared"],
+        terms["point"],
+    )
     if bundle.depth is not None:
-        terms |= _linearise_depth(bundle, rotated, rotation, inv_z, z)
+        terms |= _linearise_depth(bundle, z)
     return terms
 
 
-def _distortion(
-    r2: np.ndarray, bundle: Bundle
-) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Radial factor d(r^2), its slope by r^2, and its derivatives by k1 and k2."""
-    k1, k2 = bundle.distortion
-    if bundle.model == "pinhole":
-        return np.ones_like(r2), np.zeros_like(r2), (np.zeros_like(r2), np.zeros_like(r2))
-    if bundle.model == "radial":
-        return 1 + r2 * (k1 + k2 * r2), k1 + 2 * k2 * r2, (r2, r2 * r2)
-    r = np.sqrt(np.maximum(r2, 1e-12))
-    theta = np.arctan(r)
-    t2 = theta * theta
-    theta_d = theta * (1 + t2 * (k1 + k2 * t2))
-    by_r = (1 + t2 * (3 * k1 + 5 * k2 * t2)) / (1 + r2)
-    slope = (by_r - theta_d / r) / (2 * np.maximum(r2, 1e-12))
-    slope = np.where(r2 < 1e-8, k1 - 1 / 3, slope)
-    return theta_d / r, slope, (theta * t2 / r, theta * t2 * t2 / r)
-
-
-def _linearise_depth(
-    bundle: Bundle, rotated: np.ndarray, rotation: np.ndarray, inv_z: np.ndarray, z: np.ndarray
-) -> dict[str, np.ndarray]:
+def _linearise_depth(bundle: Bundle, z: np.ndarray) -> dict[str, np.ndarray]:
     """Depth residual log z + log scale - log measured, in sigmas, one row per depth measurement."""
     depth = bundle.depth
     assert depth is not None
     assert bundle.log_depth_scale is not None
     rows = depth.obs_idx
     cams = bundle.cam_idx[rows]
+    rotation = bundle.cam_from_world[cams, :, :3]
+    rotated = np.einsum("mij,mj->mi", rotation, bundle.points_in_world[bundle.point_idx[rows]])
     valid = z[rows] > 1e-6
     log_z = np.log(np.where(valid, z[rows], 1.0))
     residual = (log_z + bundle.log_depth_scale[cams] - depth.log_depth) / depth.sigma
     weight = np.where(valid, 1.0 / depth.sigma, 0.0)
-    by_z = weight * inv_z[rows]
+    by_z = weight / np.where(valid, z[rows], 1.0)
     return {
         "depth_residual": np.where(valid, residual, 0.0),
-        "depth_rotation": np.stack([by_z * rotated[rows, 1], -by_z * rotated[rows, 0], 0 * by_z], axis=1),
+        "depth_rotation": np.stack([by_z * rotated[:, 1], -by_z * rotated[:, 0], 0 * by_z], axis=1),
         "depth_z": by_z,
-        "depth_point": by_z[:, None] * rotation[rows, 2, :],
+        "depth_point": by_z[:, None] * rotation[:, 2, :],
         "depth_scale": weight,
     }
 

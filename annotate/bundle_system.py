@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+from worldline.annotate import bundle_kernels as kernels
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, rho
 from worldline.annotate.camera import rotation_from_rotvec
-
-_CHUNK = 80
-"""Points eliminated at once: enough for a matrix product, few enough to be seen by the same few cameras."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +22,9 @@ class Layout:
     per_cam: int
     num_cam: int
     shared: int
-    by_cam: np.ndarray
-    """Observation order sorted by camera."""
-    cam_starts: np.ndarray
     by_point: np.ndarray
+    """Observation order sorted by point."""
     point_starts: np.ndarray
-    chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-    """(points, observations, cameras) whose part of the Schur complement is formed at once."""
 
     @property
     def size(self) -> int:
@@ -41,24 +35,9 @@ class Layout:
         num_cams, num_points = len(bundle.cam_from_world), len(bundle.points_in_world)
         per_cam = 6 + int(config.free_camera_focal) + int(bundle.depth is not None)
         shared = config.num_shared
-        by_cam = np.argsort(bundle.cam_idx, kind="stable")
         by_point = np.argsort(bundle.point_idx, kind="stable")
-        cam_starts = np.searchsorted(bundle.cam_idx[by_cam], np.arange(num_cams + 1))
         point_starts = np.searchsorted(bundle.point_idx[by_point], np.arange(num_points + 1))
-        chunks = []
-        if config.free_points:
-            # Points that begin together are seen by the same few cameras, so their dense block is small.
-            first = np.full(num_points, num_cams)
-            np.minimum.at(first, bundle.point_idx, bundle.cam_idx)
-            last = np.zeros(num_points, dtype=first.dtype)
-            np.maximum.at(last, bundle.point_idx, bundle.cam_idx)
-            order = np.lexsort((last, first))
-            for begin in range(0, num_points, _CHUNK):
-                points = order[begin : begin + _CHUNK]
-                pieces = [by_point[point_starts[p] : point_starts[p + 1]] for p in points]
-                observations = np.concatenate(pieces) if pieces else np.zeros(0, dtype=int)
-                chunks.append((points, observations, np.unique(bundle.cam_idx[observations])))
-        return Layout(per_cam, num_cams * per_cam, shared, by_cam, cam_starts, by_point, point_starts, chunks)
+        return Layout(per_cam, num_cams * per_cam, shared, by_point, point_starts)
 
 
 def normal_equations(
@@ -71,42 +50,28 @@ def normal_equations(
 ) -> dict[str, Any]:
     """Blocks of J^T W J and J^T W r: cameras and shared ("a"), points ("v"), and the coupling of each
     observation."""
-    root = np.sqrt(weight)[:, None] / bundle.sigma_px
-    residual = np.nan_to_num(terms["residual"]) * root
-    per_cam, size = layout.per_cam, layout.size
-    system: dict[str, Any] = {"cam_idx": bundle.cam_idx, "point_idx": bundle.point_idx}
+    root = np.sqrt(weight) / bundle.sigma_px
+    residual = np.nan_to_num(terms["residual"])
+    size = layout.size
+    system: dict[str, Any] = {
+        "cam_idx": np.ascontiguousarray(bundle.cam_idx, np.int64),
+        "point_idx": np.ascontiguousarray(bundle.point_idx, np.int64),
+    }
     if config.free_poses:
-        scaled = np.nan_to_num(np.concatenate([terms["cam"], terms["shared"]], axis=2)) * root[:, :, None]
         a, b = np.zeros((size, size)), np.zeros(size)
-        tail = slice(layout.num_cam, size)
-        ordered, ordered_residual = scaled[layout.by_cam], residual[layout.by_cam]
-        for cam in range(len(bundle.cam_from_world)):
-            rows = slice(layout.cam_starts[cam], layout.cam_starts[cam + 1])
-            jacobian = ordered[rows].reshape(-1, scaled.shape[2])
-            block = jacobian.T @ jacobian
-            gradient = jacobian.T @ ordered_residual[rows].reshape(-1)
-            at = slice(cam * per_cam, (cam + 1) * per_cam)
-            a[at, at] += block[:per_cam, :per_cam]
-            a[at, tail] += block[:per_cam, per_cam:]
-            a[tail, tail] += block[per_cam:, per_cam:]
-            b[at] += gradient[:per_cam]
-            b[tail] += gradient[per_cam:]
-        a[tail, : layout.num_cam] = a[: layout.num_cam, tail].T
+        num_cams = len(bundle.cam_from_world)
+        kernels.camera_blocks(
+            terms["cam"], terms["shared"], residual, root, system["cam_idx"], num_cams, a, b
+        )
         _hold(a, bundle, config, layout)
         _add_priors(a, b, bundle, config, layout, start)
         system |= {"a": a, "b": b}
     if config.free_points:
-        point = np.nan_to_num(terms["point"]) * root[:, :, None]
-        by = layout.by_point
-        products = np.einsum("mij,mik->mjk", point, point)[by]
-        starts = np.minimum(layout.point_starts[:-1], max(len(by) - 1, 0))
-        occupied = np.diff(layout.point_starts) > 0
-        v = np.where(occupied[:, None, None], np.add.reduceat(products, starts, axis=0), 0.0)
-        gradient = np.einsum("mij,mi->mj", point, residual)[by]
-        g = np.where(occupied[:, None], np.add.reduceat(gradient, starts, axis=0), 0.0)
+        num_points = len(bundle.points_in_world)
+        v, g = kernels.point_blocks(terms["point"], residual, root, system["point_idx"], num_points)
         system |= {"v": v, "g": g}
         if config.free_poses:
-            system["w"] = np.einsum("mia,mij->maj", scaled, point)
+            system["w"] = kernels.coupling_blocks(terms["cam"], terms["shared"], terms["point"], root)
     if "depth_residual" in terms:
         _add_depth(system, bundle, config, terms, layout)
     return system
@@ -196,7 +161,7 @@ def _add_depth(
         np.add.at(system["v"], bundle.point_idx[rows], point[:, :, None] * point[:, None, :])
         np.add.at(system["g"], bundle.point_idx[rows], point * residual[:, None])
         if config.free_poses:
-            system["w"][rows, : layout.per_cam] += cam[:, :, None] * point[:, None, :]
+            system["w"][rows, :, : layout.per_cam] += point[:, :, None] * cam[:, None, :]
 
 
 def reduce(system: dict[str, Any], damping: float, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
@@ -207,34 +172,28 @@ def reduce(system: dict[str, Any], damping: float, layout: Layout) -> tuple[np.n
     diagonal += damping * diagonal + 1e-12
     if "v" not in system:
         return a, b
-    v = system["v"].copy()
-    v_diagonal = np.einsum("pii->pi", v)
-    v_diagonal += damping * v_diagonal + 1e-9
-    v_inv = np.linalg.inv(v)
-    system["v_inv"] = v_inv
-    per_cam, shared = layout.per_cam, layout.shared
-    for points, observations, cams in layout.chunks:
-        if len(observations) == 0:
-            continue
-        local_point = np.empty(len(v), dtype=np.int64)
-        local_point[points] = np.arange(len(points))
-        p = local_point[system["point_idx"][observations]]
-        c = np.searchsorted(cams, system["cam_idx"][observations])
-        w = system["w"][observations]
-        coupling = np.zeros((len(points), 3, len(cams) * per_cam + shared))
-        view = coupling[:, :, : len(cams) * per_cam].reshape(len(points), 3, len(cams), per_cam)
-        view[p, :, c, :] += w[:, :per_cam, :].transpose(0, 2, 1)
-        for s in range(shared):
-            for j in range(3):
-                coupling[:, j, len(cams) * per_cam + s] = np.bincount(p, w[:, per_cam + s, j], len(points))
-        half = v_inv[points] @ coupling
-        flat = coupling.reshape(len(points) * 3, -1)
-        block = flat.T @ half.reshape(len(points) * 3, -1)
-        rows = (cams[:, None] * per_cam + np.arange(per_cam)).reshape(-1)
-        rows = np.concatenate([rows, layout.num_cam + np.arange(shared)])
-        a[np.ix_(rows, rows)] -= block
-        b[rows] -= half.reshape(len(points) * 3, -1).T @ system["g"][points].reshape(-1)
+    system["v_inv"] = v_inv = _damped_inverse(system["v"], damping)
+    kernels.eliminate_points(
+        a,
+        b,
+        system["w"],
+        v_inv,
+        system["g"],
+        system["cam_idx"],
+        layout.by_point,
+        layout.point_starts,
+        layout.per_cam,
+        layout.num_cam,
+    )
     return a, b
+
+
+def _damped_inverse(v: np.ndarray, damping: float) -> np.ndarray:
+    """[P, 3, 3] inverses of the points' blocks, their diagonals raised by the damping."""
+    v = v.copy()
+    diagonal = np.einsum("pii->pi", v)
+    diagonal += damping * diagonal + 1e-9
+    return np.linalg.inv(v)
 
 
 def solve(system: dict[str, Any], damping: float, layout: Layout) -> dict[str, np.ndarray] | None:
@@ -252,22 +211,18 @@ def solve(system: dict[str, Any], damping: float, layout: Layout) -> dict[str, n
     if "v" in system:
         gradient = system["g"].copy()
         if "a" in system:
-            full = np.concatenate(
-                [
-                    step["cam"][system["cam_idx"]],
-                    np.broadcast_to(step["shared"], (len(system["cam_idx"]), layout.shared)),
-                ],
-                axis=1,
+            kernels.coupled_steps(
+                system["w"],
+                step["cam"],
+                step["shared"],
+                system["cam_idx"],
+                system["point_idx"],
+                layout.per_cam,
+                gradient,
             )
-            coupled = np.einsum("maj,ma->mj", system["w"], full)
-            for j in range(3):
-                gradient[:, j] += np.bincount(system["point_idx"], coupled[:, j], len(gradient))
             v_inv = system["v_inv"]
         else:
-            v = system["v"].copy()
-            v_diagonal = np.einsum("pii->pi", v)
-            v_diagonal += damping * v_diagonal + 1e-9
-            v_inv = np.linalg.inv(v)
+            v_inv = _damped_inverse(system["v"], damping)
         step["point"] = -np.einsum("pij,pj->pi", v_inv, gradient)
     return step
 

@@ -19,6 +19,7 @@ from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
 from worldline.annotate.camera import Intrinsics, invert, unproject
 from worldline.annotate.keyframe_map import KeyframeMap
+from worldline.annotate.resection import resect
 from worldline.annotate.tracks import Tracks
 from worldline.annotate.triangulate import meet_rays, ray_spread
 from worldline.datasets.schema import ClipRejected
@@ -300,8 +301,7 @@ class Mapper:
             if cam_from_world is None:
                 continue
             bundle = self.bundle(rows, cam_from_world[None])[0]
-            config = BundleConfig(free_points=False, max_iterations=15, loss_scale=2.0)
-            bundle = adjust(replace(bundle, sigma_px=self.max_error_px / 3), config)
+            bundle = resect(replace(bundle, sigma_px=self.max_error_px / 3))
             is_inlier = reprojection_errors(bundle) < self.max_error_px
             if is_inlier.sum() >= self.config.min_points and is_inlier.mean() > 0.5:
                 self.map.cam_from_world[kf] = bundle.cam_from_world[0]

@@ -18,6 +18,10 @@ import numpy as np
 
 from worldline.annotate.camera import invert, project, transform, unproject
 from worldline.annotate.keyframe_map import KeyframeMap
+from worldline.annotate.patch_alignment import align_patches, sample_patches
+
+_STEP_PX = 2.0
+"""Distance over which a patch's affine warp is measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,9 @@ class _References:
     """[N, S, 2]"""
     hessian_inverse: np.ndarray
     """[N, 2, 2]; NaN where the patch has no corner in it."""
+    in_world: np.ndarray
+    """[N, 3, 3] the point and, `_STEP_PX` to its right and below in the reference, its neighbours on the plane
+    parallel to the image."""
 
 
 def refine_observations(
@@ -197,12 +204,9 @@ def _references(
     side = 2 * config.half_px + 1
     patch = np.zeros((num_tracks, side * side), dtype=np.float32)
     gradient = np.zeros((num_tracks, side * side, 2), dtype=np.float32)
-    wide = _grid(config.half_px + 1)
     for kf in np.unique(keyframe_map.kf_idx[middle]):
         at = middle[keyframe_map.kf_idx[middle] == kf]
-        values = _sample(greys[kf], keyframe_map.xy_px[at, None] * scale + wide).reshape(
-            -1, side + 2, side + 2
-        )
+        values = sample_patches(greys[kf], keyframe_map.xy_px[at] * scale, config.half_px + 1)
         track = keyframe_map.track_idx[at]
         inner = values[:, 1:-1, 1:-1].reshape(len(at), -1)
         spread = np.maximum(inner.std(axis=1), 1.0)
@@ -215,26 +219,28 @@ def _references(
     good = determinant > 1.0
     inverse = np.full((num_tracks, 2, 2), np.nan)
     inverse[good] = np.linalg.inv(hessian[good])
-    return _References(reference, patch, gradient, inverse)
+    in_world = np.zeros((num_tracks, 3, 3))
+    in_world[keyframe_map.track_idx[middle]] = _neighbours(keyframe_map, middle)
+    return _References(reference, patch, gradient, inverse, in_world)
+
+
+def _neighbours(keyframe_map: KeyframeMap, row: np.ndarray) -> np.ndarray:
+    """World points [n, 3, 3] at the depth of the observed point: at its pixel, right of it and below."""
+    cam_from_world = keyframe_map.cam_from_world[keyframe_map.kf_idx[row]]
+    point = keyframe_map.points[keyframe_map.track_idx[row]]
+    depth = np.einsum("nj,nj->n", cam_from_world[:, 2, :3], point) + cam_from_world[:, 2, 3]
+    offsets = np.array([[0.0, 0.0], [_STEP_PX, 0.0], [0.0, _STEP_PX]])
+    rays = unproject(keyframe_map.xy_px[row, None] + offsets, keyframe_map.intrinsics())
+    return transform(invert(cam_from_world), rays / rays[:, :, 2:] * depth[:, None, None])
 
 
 def _warps(
     keyframe_map: KeyframeMap, references: _References, track: np.ndarray, kf: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Affine warps [n, 2, 2] from reference patch to keyframe, and the predicted pixels [n, 2]."""
-    row = references.row[track]
-    reference_cam = keyframe_map.cam_from_world[keyframe_map.kf_idx[row]]
     intrinsics = keyframe_map.intrinsics()
-    depth = (
-        np.einsum("nj,nj->n", reference_cam[:, 2, :3], keyframe_map.points[track]) + reference_cam[:, 2, 3]
-    )
-    step = 2.0
-    offsets = np.array([[0.0, 0.0], [step, 0.0], [0.0, step]])
-    rays = unproject(keyframe_map.xy_px[row, None] + offsets, intrinsics)
-    in_reference = rays / rays[:, :, 2:] * depth[:, None, None]
-    in_world = transform(invert(reference_cam), in_reference)
-    pixels = project(transform(keyframe_map.cam_from_world[kf], in_world), intrinsics)
-    warp = np.stack([pixels[:, 1] - pixels[:, 0], pixels[:, 2] - pixels[:, 0]], axis=2) / step
+    pixels = project(transform(keyframe_map.cam_from_world[kf], references.in_world[track]), intrinsics)
+    warp = np.stack([pixels[:, 1] - pixels[:, 0], pixels[:, 2] - pixels[:, 0]], axis=2) / _STEP_PX
     predicted = project(transform(keyframe_map.cam_from_world[kf], keyframe_map.points[track]), intrinsics)
     return np.nan_to_num(warp), np.nan_to_num(predicted, nan=-100.0)
 
@@ -248,39 +254,12 @@ def _align(
     config: RefineConfig,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Aligned pixels [n, 2] and their normalised correlation [n], from the given start."""
-    grid = _grid(config.half_px) @ warp.transpose(0, 2, 1)  # [n, S, 2]
-    xy = start.copy()
-    patch, gradient, inverse = (
+    return align_patches(
+        grey,
         references.patch[track],
         references.gradient[track],
         references.hessian_inverse[track],
-    )
-    for _ in range(config.num_iterations):
-        values = _normalised(_sample(grey, xy[:, None] + grid))
-        slope = np.einsum("nsi,ns->ni", gradient, values - patch)
-        step = np.einsum("nij,nj->ni", inverse, slope)
-        step = np.clip(np.nan_to_num(step), -1.5, 1.5)
-        xy -= np.einsum("nij,nj->ni", warp, step)
-    values = _normalised(_sample(grey, xy[:, None] + grid))
-    score = np.mean(values * patch, axis=1)
-    return xy, np.where(np.isfinite(inverse[:, 0, 0]), score, -1.0)
-
-
-def _normalised(values: np.ndarray) -> np.ndarray:
-    centred = values - values.mean(axis=1, keepdims=True)
-    return centred / np.maximum(centred.std(axis=1, keepdims=True), 1.0)
-
-
-def _grid(half: int) -> np.ndarray:
-    """Offsets [(2 half + 1)^2, 2] of a patch, row by row."""
-    line = np.arange(-half, half + 1, dtype=np.float64)
-    return np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
-
-
-def _sample(grey: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Bilinear grey values [n, S] float32 at pixels [n, S, 2]; OpenCV counts from the first pixel's
-    centre."""
-    at = (pixels - 0.5).astype(np.float32)
-    return cv2.remap(grey, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(
-        np.float32
+        np.ascontiguousarray(warp),
+        np.ascontiguousarray(start),
+        config.num_iterations,
     )

@@ -1,0 +1,173 @@
+"""Resection: known points and their observations in, the pose of each camera alone out.
+
+Robust (Cauchy) Levenberg-Marquardt on six unknowns a camera. With the points held the cameras do not touch
+each other, so thousands of frames cost what their observations cost, and one bad frame cannot hold up the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numba
+import numpy as np
+
+from worldline.annotate import bundle_kernels as kernels
+from worldline.annotate.bundle_problem import Bundle
+
+
+def resect(bundle: Bundle, *, max_iterations: int = 15, loss_scale: float = 2.0) -> Bundle:
+    """Poses every camera of a bundle from its observations, starting at the poses it has.
+
+    The minimum is that of `adjust` with the points and the lens held and a Cauchy loss of `loss_scale` sigmas.
+    Cameras without a usable observation stay where they are.
+    """
+    num_cams = len(bundle.cam_from_world)
+    order = np.argsort(bundle.cam_idx, kind="stable")
+    starts = np.searchsorted(bundle.cam_idx[order], np.arange(num_cams + 1))
+    cam_from_world = np.array(bundle.cam_from_world, dtype=np.float64, order="C")
+    _resect(
+        cam_from_world,
+        np.ascontiguousarray(bundle.points_in_world, np.float64),
+        starts.astype(np.int64),
+        np.ascontiguousarray(bundle.point_idx[order], np.int64),
+        np.ascontiguousarray(bundle.xy_px[order], np.float64),
+        np.ascontiguousarray(bundle.focal_px, np.float64),
+        np.ascontiguousarray(bundle.centre_px, np.float64),
+        kernels.MODELS[bundle.model],
+        np.ascontiguousarray(bundle.distortion, np.float64),
+        float(bundle.sigma_px),
+        float(loss_scale),
+        max_iterations,
+    )
+    return replace(bundle, cam_from_world=cam_from_world)
+
+
+@numba.njit(cache=True)
+def _resect(
+    cam_from_world, points, starts, point_idx, xy, focal, centre, model, k, sigma, loss_scale, max_iterations
+):
+    most = 1
+    for c in range(len(cam_from_world)):
+        most = max(most, starts[c + 1] - starts[c])
+    cam, shared, point = np.empty((most, 2, 6)), np.empty((most, 2, 0)), np.empty((most, 2, 3))
+    one = np.empty((1, 3, 4))
+    c2 = loss_scale * loss_scale
+    for c in range(len(cam_from_world)):
+        rows = slice(starts[c], starts[c + 1])
+        num = starts[c + 1] - starts[c]
+        if num == 0:
+            continue
+        zero = np.zeros(num, dtype=np.int64)
+        f = focal[c : c + 1]
+        one[0] = cam_from_world[c]
+        residual, _ = kernels.residuals(one, points, zero, point_idx[rows], xy[rows], f, centre, model, k)
+        cost = _cauchy(residual, sigma, c2)
+        damping = 1e-4
+        for _ in range(max_iterations):
+            kernels.jacobians(
+                one,
+                points,
+                zero,
+                point_idx[rows],
+                f,
+                model,
+                k,
+                (False, False, False, False),
+                cam,
+                shared,
+                point,
+            )
+            information, gradient = _normal(cam, residual, sigma, c2)
+            improved = False
+            for _ in range(6):
+                step = _solve_damped(information, gradient, damping)
+                candidate = _moved(one, step)
+                new, _ = kernels.residuals(
+                    candidate, points, zero, point_idx[rows], xy[rows], f, centre, model, k
+                )
+                new_cost = _cauchy(new, sigma, c2)
+                if new_cost < cost:
+                    improved = True
+                    break
+                damping = max(damping * 8.0, 1e-6)
+            if not improved:
+                break
+            gain = (cost - new_cost) / max(cost, 1e-12)
+            one[:], residual, cost = candidate, new, new_cost
+            damping = max(damping / 5.0, 1e-9)
+            if gain < 1e-5:
+                break
+        cam_from_world[c] = one[0]
+
+
+@numba.njit(cache=True)
+def _cauchy(residual, sigma, c2):
+    """Robust cost; observations behind the camera count as a thousand sigmas off."""
+    cost = 0.0
+    for m in range(len(residual)):
+        squared = (residual[m, 0] ** 2 + residual[m, 1] ** 2) / (sigma * sigma)
+        cost += c2 * np.log1p((squared if np.isfinite(squared) else 1e6) / c2)
+    return cost
+
+
+@numba.njit(cache=True)
+def _normal(cam, residual, sigma, c2):
+    information, gradient = np.zeros((6, 6)), np.zeros(6)
+    for m in range(len(residual)):
+        squared = (residual[m, 0] ** 2 + residual[m, 1] ** 2) / (sigma * sigma)
+        if not np.isfinite(squared):
+            continue
+        weight = 1.0 / ((1.0 + squared / c2) * sigma * sigma)
+        for row in range(2):
+            for i in range(6):
+                scaled = cam[m, row, i] * weight
+                gradient[i] += scaled * residual[m, row]
+                for j in range(i + 1):
+                    information[i, j] += scaled * cam[m, row, j]
+    return information, gradient
+
+
+@numba.njit(cache=True)
+def _solve_damped(information, gradient, damping):
+    """Minus the damped inverse times the gradient, by Cholesky decomposition of the lower triangle."""
+    n = len(gradient)
+    lower, step = information.copy(), -gradient
+    for i in range(n):
+        lower[i, i] += damping * lower[i, i] + 1e-12
+    for i in range(n):
+        for j in range(i + 1):
+            value = lower[i, j]
+            for q in range(j):
+                value -= lower[i, q] * lower[j, q]
+            if i == j:
+                lower[i, i] = np.sqrt(max(value, 1e-300))
+            else:
+                lower[i, j] = value / lower[j, j]
+    for i in range(n):
+        for q in range(i):
+            step[i] -= lower[i, q] * step[q]
+        step[i] /= lower[i, i]
+    for i in range(n - 1, -1, -1):
+        for q in range(i + 1, n):
+            step[i] -= lower[q, i] * step[q]
+        step[i] /= lower[i, i]
+    return step
+
+
+@numba.njit(cache=True)
+def _moved(one, step):
+    """The pose [1, 3, 4] after R <- exp(w) R, t <- t + d."""
+    moved = one.copy()
+    w = step[:3]
+    angle = np.sqrt(w[0] ** 2 + w[1] ** 2 + w[2] ** 2)
+    first = np.sin(angle) / angle if angle > 1e-8 else 1.0
+    second = (1.0 - np.cos(angle)) / (angle * angle) if angle > 1e-8 else 0.5
+    for j in range(3):
+        x, y, z = one[0, 0, j], one[0, 1, j], one[0, 2, j]
+        cx, cy, cz = w[1] * z - w[2] * y, w[2] * x - w[0] * z, w[0] * y - w[1] * x
+        moved[0, 0, j] = x + first * cx + second * (w[1] * cz - w[2] * cy)
+        moved[0, 1, j] = y + first * cy + second * (w[2] * cx - w[0] * cz)
+        moved[0, 2, j] = z + first * cz + second * (w[0] * cy - w[1] * cx)
+    for i in range(3):
+        moved[0, i, 3] = one[0, i, 3] + step[3 + i]
+    return moved
