@@ -8,7 +8,7 @@ tracks -> still? -> only turning? -> keyframe map -> lens -> sharper and longer 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,11 +74,13 @@ def estimate_geometry(
     config: GeometryConfig,
     *,
     known: Intrinsics | None = None,
+    adjust_map: Callable[[Mapper, Tracks], None] | None = None,
 ) -> Geometry:
     """Recovers the camera's path through (grey [H, W], rgb [H, W, 3]) uint8 frames with square pixels.
 
-    `timestamps_s` is filled by the caller as the frames are drawn. `known`: intrinsics to hold. Raises
-    ClipRejected where tracks exist but no path can be found.
+    `timestamps_s` is filled by the caller as the frames are drawn. `known`: intrinsics to hold.
+    `adjust_map` may bring further measurements (depth) into the finished keyframe map before the frames
+    between are posed. Raises ClipRejected where tracks exist but no path can be found.
     """
     tracks = track_points(frames, config.tracks)
     times = np.array(timestamps_s, dtype=np.float64)
@@ -107,6 +109,8 @@ def estimate_geometry(
     _polish(mapper, [keyframe.grey for keyframe in tracks.keyframes], config.refine)
     if not mapper.map.is_posed.any() or not np.isfinite(mapper.map.points).any():
         raise ClipRejected("mapping", "no_map", "no keyframe or no point survived the adjustment")
+    if adjust_map is not None:
+        adjust_map(mapper, tracks)
     poses = pose_all_frames(tracks, mapper.map, max_error_px=mapper.max_error_px)
     return _conclude(tracks, times, mapper, poses, config)
 
@@ -171,8 +175,10 @@ def _reconstruction(
     kept = np.flatnonzero(inliers & is_keyframe)
     used, point_idx = np.unique(poses.track_idx[kept], return_inverse=True)
     rgb = np.zeros((tracks.num_tracks, 3), dtype=np.uint8)
+    descriptor = np.zeros((tracks.num_tracks, 32), dtype=np.uint8)
     for keyframe in tracks.keyframes:
         rgb[keyframe.track_idx] = keyframe.rgb
+        descriptor[keyframe.track_idx] = keyframe.descriptors
     focal = np.full(tracks.num_frames, keyframe_map.focal_px)
     centre = np.broadcast_to(keyframe_map.centre_px, (tracks.num_frames, 2))
     return Reconstruction(
@@ -192,6 +198,7 @@ def _reconstruction(
         frame_idx=poses.frame_idx[kept].astype(np.int32),
         point_idx=point_idx.astype(np.int32),
         xy_px=poses.xy_px[kept].astype(np.float32),
+        point_descriptor=descriptor[used],
     )
 
 

@@ -34,6 +34,9 @@ class Reconstruction:
     """[M] int32: the point of each observation."""
     xy_px: np.ndarray
     """[M, 2] float32: where the frame sees the point, at the working size."""
+    point_descriptor: np.ndarray | None = None
+    """[P, 32] uint8 ORB descriptor of each point in the last keyframe that sees it, by which another window
+    of the shot knows it again; None: not kept."""
 
     @property
     def is_registered(self) -> np.ndarray:
@@ -42,6 +45,7 @@ class Reconstruction:
 
     def save(self, path: Path) -> None:
         """Writes a compressed .npz with one array per field (camera model and size as scalars)."""
+        optional = {} if self.point_descriptor is None else {"point_descriptor": self.point_descriptor}
         np.savez_compressed(
             path,
             timestamps_s=self.timestamps_s,
@@ -55,6 +59,7 @@ class Reconstruction:
             frame_idx=self.frame_idx,
             point_idx=self.point_idx,
             xy_px=self.xy_px,
+            **optional,
         )
 
     @staticmethod
@@ -77,4 +82,7 @@ class Reconstruction:
                 "point_idx",
                 "xy_px",
             )
-            return Reconstruction(intrinsics=intrinsics, **{name: data[name] for name in names})
+            descriptor = data.get("point_descriptor", None)
+            return Reconstruction(
+                intrinsics=intrinsics, point_descriptor=descriptor, **{name: data[name] for name in names}
+            )

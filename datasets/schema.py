@@ -121,6 +121,7 @@ TRAJECTORIES = pa.schema(
             "time shared with the previous window of the same shot; 0 for a shot's first",
             "s",
         ),
+        _field("shot_idx", _INT, "counts the shots of the video from 0; windows of one shot share it"),
         _field("fps", _REAL, "mean frame rate over the scene", "Hz"),
         _field("width", _INT, "frame width that fxfycxcy_px refers to", "px"),
         _field("height", _INT, "frame height that fxfycxcy_px refers to", "px"),
@@ -149,6 +150,28 @@ TRAJECTORIES = pa.schema(
         _field("scale_cues", _TEXT, "JSON list of {cue, log_scale, sigma, is_used} that gave the scale"),
         _field(
             "gravity_in_world", pa.list_(_REAL), "unit vector of gravity in the world frame; null: unknown"
+        ),
+        _field("mode", _TEXT, "estimate, gt_depth or gt_pose: what was measured and what was given"),
+        _field("given_id", _TEXT, "digest of the given poses or depth; null where nothing was given"),
+        _field(
+            "given_deviation",
+            _REAL,
+            "rms distance of the path seen in the images from the given one after Sim(3), best 80 % of frames",
+            "length_unit",
+        ),
+        _field(
+            "given_deviation_share", _REAL, "given_deviation over the rms extent of the given path's frames"
+        ),
+        _field("given_rotation_deviation_rad", _REAL, "median angle between seen and given rotations", "rad"),
+        _field("depth_backend", _TEXT, "estimator of the depth that was used, or given; null: none"),
+        _field("depth_frames", _INT, "keyframes whose depth entered the bundle adjustment"),
+        _field("depth_residuals", _INT, "depth measurements in the bundle adjustment"),
+        _field("depth_residual", _REAL, "rms of their log residuals, each frame's own scale taken out"),
+        _field(
+            "depth_scale_variation", _REAL, "standard deviation over mean of the depth's scale, over frames"
+        ),
+        _field(
+            "depth_path", _TEXT, "depth maps of the clip, kept (docs/depth.md), relative to DIR; null: none"
         ),
         _field("focal_sigma_px", _REAL, "1-sigma of fx; 0 where it was given; null: unknown", "px"),
         _field("reprojection_px", _REAL, "rms reprojection error of inliers at (width, height)", "px"),
