@@ -44,6 +44,9 @@ HOW_TO_INSTALL = {
     "vipe": "pip install 'worldline[vipe]'",
 }
 
+NO_DEPTH = "none"
+"""The name of no estimator at all."""
+
 
 class DepthKind(StrEnum):
     """What the numbers of a depth map mean."""
@@ -123,7 +126,8 @@ class DepthConfig:
     """Which estimator, and its settings."""
 
     backend: str = "plane_sweep"
-    """A key of BACKENDS; the default needs neither weights nor GPU."""
+    """none, plane_sweep (no weights, no GPU), depth_pro, depth_anything_v2_metric, zoedepth, moge2,
+    pi3x_moge2, depth_anything_3 or vipe."""
     stride: int = 1
     """Every how many frames a map is made; the maps for a bundle adjustment or a fused cloud need not be
     dense in time."""
@@ -137,10 +141,9 @@ class DepthConfig:
     """Settings of the default estimator."""
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise ValueError(
-                f"unknown depth backend {self.backend!r}: known are {', '.join(sorted(BACKENDS))}"
-            )
+        if self.backend not in BACKENDS and self.backend != NO_DEPTH:
+            known = ", ".join([NO_DEPTH, *sorted(BACKENDS)])
+            raise ValueError(f"unknown depth backend {self.backend!r}: known are {known}")
         if self.stride < 1 or self.batch_size < 1:
             raise ValueError(
                 f"stride and batch_size must be at least 1, got {self.stride}, {self.batch_size}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class Reconstruction:
 
     def save(self, path: Path) -> None:
         """Writes a compressed .npz with one array per field (camera model and size as scalars)."""
-        optional = {} if self.point_descriptor is None else {"point_descriptor": self.point_descriptor}
+        optional: dict[str, Any] = {} if self.point_descriptor is None else {"point_descriptor": self.point_descriptor}
         np.savez_compressed(
             path,
             timestamps_s=self.timestamps_s,

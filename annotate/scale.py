@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -179,6 +180,7 @@ def estimate_scale(
     *,
     grey_frames: GreyFrames | None = None,
     depth_maps: DepthMaps | None = None,
+    measured_cues: Sequence[Cue] = (),
     known_world_from_cam: np.ndarray | None = None,
     partner_cam_from_world: np.ndarray | None = None,
     baseline_m: float | None = None,
@@ -187,7 +189,8 @@ def estimate_scale(
     """Measures the metric scale of a reconstruction from every cue at hand.
 
     media_path: the clip's file, read for telemetry (None: none). grey_frames: frames on demand, for the
-    ground. depth_maps: metric depth. known_world_from_cam [T, 3, 4]: known metric poses, NaN where unknown.
+    ground. depth_maps: metric depth. measured_cues: further cues that the caller measured (depth in the bundle
+    adjustment). known_world_from_cam [T, 3, 4]: known metric poses, NaN where unknown.
     partner_cam_from_world [T, 3, 4] with baseline_m: a second camera of the same rig in the same
     reconstruction. focal_sigma: relative 1-sigma of the focal length, 0 where it was given. Raises ValueError
     where one of the latter two is given without the other, MissingBackend where the file has telemetry to
@@ -201,6 +204,7 @@ def estimate_scale(
         cues, gravity_in_world = _telemetry_cues(reconstruction, media_path, config)
     ground = _find_ground(reconstruction, config, grey_frames, gravity_in_world)
     cues.append(_height_cue(ground, config, focal_sigma))
+    cues.extend(measured_cues)
     if depth_maps is not None:
         cues.append(depth_cue(reconstruction, depth_maps, sigma=config.depth_sigma))
     if known_world_from_cam is not None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import chi
 
-from worldline.annotate.camera import invert, transform, umeyama
+from worldline.annotate.camera import invert, project, transform, umeyama
 from worldline.annotate.ground import Ground
 from worldline.annotate.reconstruction import Reconstruction
 
@@ -128,7 +128,7 @@ def baseline_cue(
     if len(distance) < 3:
         return None
     log_distance = np.log(distance)
-    sigma = math.hypot(sigma_m / baseline_m, _median_error(log_distance))
+    sigma = math.hypot(sigma_m / baseline_m, median_error(log_distance))
     return Cue(
         name="baseline",
         log_scale=math.log(baseline_m) - float(np.median(log_distance)),
@@ -144,15 +144,21 @@ def depth_cue(
     sigma: float,
     max_frames: int = 40,
     min_points: int = 15,
+    candidates: np.ndarray | None = None,
 ) -> Cue | None:
     """Metric depth maps against the depth of the sparse points, by the weighted closed form of `depth_ratio`,
     per frame.
 
     sigma: the maps' own relative doubt that all frames share (a sensor 0.01, a network 0.05 to 0.15). Up to
-    `max_frames` frames are asked for, evenly spread. None with fewer than 3 frames of `min_points` comparable
+    `max_frames` frames are asked for, evenly spread over those with observations, or over the posed ones of
+    `candidates` [T] bool; a candidate without observations of its own is compared at the points seen in the
+    frames with observations before and after it. None with fewer than 3 frames of `min_points` comparable
     points.
     """
-    posed = np.flatnonzero(reconstruction.is_registered)
+    count = np.bincount(reconstruction.frame_idx, minlength=len(reconstruction.timestamps_s))
+    posed = np.flatnonzero(
+        reconstruction.is_registered & (count >= min_points if candidates is None else candidates)
+    )
     asked = (
         posed[np.linspace(0, len(posed) - 1, min(max_frames, len(posed))).astype(int)]
         if len(posed)
@@ -170,7 +176,7 @@ def depth_cue(
     if len(log_ratios) < 3:
         return None
     values = np.array(log_ratios)
-    scatter = _median_error(values)
+    scatter = median_error(values)
     return Cue(
         name="depth",
         log_scale=float(np.median(values)),
@@ -212,12 +218,11 @@ def _depth_pairs(
     reconstruction: Reconstruction, frame: int, z_m: np.ndarray, confidence: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sparse depth [N], metric depth [N] and weight [N] at the frame's observations."""
-    is_here = reconstruction.frame_idx == frame
-    points = reconstruction.points_in_world[reconstruction.point_idx[is_here]]
+    points, xy_px = _points_seen(reconstruction, frame)
     sparse = transform(reconstruction.cam_from_world[frame], points)[:, 2]
     height, width = z_m.shape
     size = np.array([reconstruction.intrinsics.width, reconstruction.intrinsics.height])
-    pixel = np.floor(reconstruction.xy_px[is_here] / size * [width, height]).astype(int)
+    pixel = np.floor(np.nan_to_num(xy_px, nan=-1e6) / size * [width, height]).astype(int)
     is_inside = (pixel >= 0).all(axis=1) & (pixel[:, 0] < width) & (pixel[:, 1] < height)
     x, y = pixel[is_inside].T
     sparse, metric = sparse[is_inside], z_m[y, x].astype(np.float64)
@@ -226,7 +231,30 @@ def _depth_pairs(
     return sparse[valid], metric[valid], weight[valid]
 
 
-def _median_error(values: np.ndarray) -> float:
+def _points_seen(reconstruction: Reconstruction, frame: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points [N, 3] that a frame sees and their pixels [N, 2]: as observed, or, in a frame without
+    observations, projected if both the frame with observations before and the one after see them."""
+    is_here = reconstruction.frame_idx == frame
+    if is_here.any():
+        return reconstruction.points_in_world[reconstruction.point_idx[is_here]], reconstruction.xy_px[
+            is_here
+        ]
+    observed = np.unique(reconstruction.frame_idx)
+    after = int(np.searchsorted(observed, frame))
+    if after == 0 or after == len(observed):
+        return np.zeros((0, 3)), np.zeros((0, 2))
+    beside = [
+        reconstruction.point_idx[reconstruction.frame_idx == f]
+        for f in (observed[after - 1], observed[after])
+    ]
+    points = reconstruction.points_in_world[np.intersect1d(*beside)]
+    camera = replace(
+        reconstruction.intrinsics, fxfycxcy_px=np.asarray(reconstruction.intrinsics.fxfycxcy_px[frame])
+    )
+    return points, project(transform(reconstruction.cam_from_world[frame], points), camera)
+
+
+def median_error(values: np.ndarray) -> float:
     """Standard error of the median of values [N] in order of time."""
     scatter = 1.4826 * float(np.median(np.abs(values - np.median(values))))
     return 1.25 * scatter / math.sqrt(_num_independent(values[:, None]))

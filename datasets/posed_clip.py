@@ -39,8 +39,7 @@ class PosedClip:
     sidecar_path: Path | None = None
     """Sparse structure (annotate/reconstruction.py)."""
     depth_path: Path | None = None
-    """Depth maps (annotate/depth_files.py), kept beside the sidecar under its name with the suffix
-    `.depth.zip`."""
+    """Depth maps that were kept (annotate/depth_files.py)."""
 
     def __post_init__(self) -> None:
         count = len(self.timestamps_s)
@@ -124,7 +123,7 @@ def clip_from_row(row: dict[str, Any], dataset_dir: Path) -> PosedClip:
         poses = np.where(np.array(registered, dtype=bool)[:, None, None], poses, np.nan)
     sigma = row.get("sigma_translation")
     sidecar_path = dataset_dir / row["sidecar_path"] if row.get("sidecar_path") else None
-    depth_path = sidecar_path.with_suffix(".depth.zip") if sidecar_path else None
+    depth_path = dataset_dir / row["depth_path"] if row.get("depth_path") else None
     return PosedClip(
         clip_id=row["clip_id"],
         timestamps_s=np.array(row["timestamps_s"], dtype=np.float64),

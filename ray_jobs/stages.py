@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 import worldline
 from worldline.annotate.clip import ClipConfig, annotate_clip
 from worldline.annotate.scenes import Scene, SceneConfig, detect_scenes
-from worldline.annotate.video import Span, VideoInfo, local_copy, probe
+from worldline.annotate.video import VideoInfo, local_copy, probe
 from worldline.datasets.commit_log import DISK_FULL_ERRORS, CommitLog, parquet_bytes, read_unit
 from worldline.datasets.dataset_dir import DatasetDir, Generation, PathRecord, path_id
+from worldline.datasets.given_files import given_id, load_given
 from worldline.datasets.schema import (
     FAILED,
     OK,
@@ -34,13 +34,13 @@ from worldline.datasets.schema import (
     VIDEOS,
     ClipRejected,
     MissingBackend,
-    clip_id,
     config_hash,
     table_from_rows,
 )
 from worldline.datasets.table import SCAN
 from worldline.ray_jobs.attempts import Attempts, memory_mib, timed_out
 from worldline.ray_jobs.inputs import content_id, provenance, signature, with_overrides
+from worldline.ray_jobs.scan_rows import load_scene, plain_scene
 
 STOPPED = "stopped"
 """Status of a row, never of the table: a condition of the machine (disk full, package missing) ends the
@@ -225,7 +225,9 @@ class ScanVideo(_Worker):
     def _scenes(self, record: PathRecord, common: Row) -> list[Row]:
         work, dataset = self._work, self._dataset
         engine = with_overrides(work.engine, json.loads(record.geometry))
-        generation = Generation(scan_hash=config_hash(work.scenes), clip_hash=config_hash(engine))
+        known = given_id(record.path, engine)
+        clip_hash = config_hash(engine) if known is None else config_hash(engine, known)
+        generation = Generation(scan_hash=config_hash(work.scenes), clip_hash=clip_hash)
         unit = dataset.scan_unit(record.video_id, generation.scan_hash)
         scan = read_unit(unit)
         if scan is None or (work.retry_failed and scan["status"][0].as_py() == FAILED):
@@ -273,7 +275,7 @@ class ScanVideo(_Worker):
         del facts["path"], facts["video_id"]
         columns = {name: value for name, value in facts.items() if name in VIDEOS.names}
         columns |= {"timestamps_s": times, "info": json.dumps(facts), "num_scenes": len(scenes)}
-        return columns | {"scenes": json.dumps([_plain_scene(record.video_id, scene) for scene in scenes])}
+        return columns | {"scenes": json.dumps([plain_scene(record.video_id, scene) for scene in scenes])}
 
 
 class AnnotateClip(_Worker):
@@ -305,7 +307,7 @@ class AnnotateClip(_Worker):
         scan = read_unit(self._dataset.scan_unit(row["video_id"], row["scan_hash"]))
         if scan is None:
             raise RuntimeError(f"the scan unit of {row['path']} was removed while its clips were annotated")
-        info, scene = _load_scene(scan, row["scene_idx"], row["path"])
+        info, scene = load_scene(scan, row["scene_idx"], row["path"])
         times = info.timestamps_s
         num_frames = int(((times >= scene.span.start_s) & (times < scene.span.end_s)).sum())
         unit = Unit(
@@ -326,15 +328,25 @@ class AnnotateClip(_Worker):
         sidecar = self._dataset.sidecar(row["video_id"], row["clip_id"], row["clip_hash"])
         sidecar.parent.mkdir(parents=True, exist_ok=True)
         temporary = sidecar.with_name(f".{os.getpid()}.{sidecar.name}")
+        known = load_given(row["path"], engine)
+        extra = {} if known is None else {"given": known}
+        # The clip's files get their names before its row is committed: a row never names an absent file, and
+        # a file without a row is written over by the next try with equal bytes.
+        files = {
+            column: (temporary.with_suffix(suffix), sidecar.with_suffix(suffix))
+            for column, suffix in (("depth_path", ".depth.zip"), ("sidecar_path", ".npz"))
+        }
         try:
             with local_copy(row["path"]) as local:
                 here = dataclasses.replace(info, path=str(local))
-                columns = self._work.annotate_clip(here, scene, engine, sidecar_path=temporary)
-            if temporary.exists():
-                os.replace(temporary, sidecar)
-                columns |= {"sidecar_path": sidecar.relative_to(self._dataset.root).as_posix()}
+                columns = self._work.annotate_clip(here, scene, engine, sidecar_path=temporary, **extra)
+            for column, (made, kept) in files.items():
+                if made.exists():
+                    os.replace(made, kept)
+                    columns |= {column: kept.relative_to(self._dataset.root).as_posix()}
         finally:
-            temporary.unlink(missing_ok=True)
+            for made, _ in files.values():
+                made.unlink(missing_ok=True)
         return columns
 
 
@@ -352,31 +364,6 @@ def _path_row(row: Row, video_id: str, status: str, *, stopped: str | None = Non
     }
 
 
-def _plain_scene(video_id: str, scene: Scene) -> Row:
-    return {
-        "clip_id": clip_id(video_id, scene.span.start_s, scene.span.end_s),
-        "start_s": scene.span.start_s,
-        "end_s": scene.span.end_s,
-        "overlap_s": scene.overlap_s,
-        "num_cuts": scene.num_cuts,
-        "shot_idx": scene.shot_idx,
-    }
-
-
-def _load_scene(scan: pa.Table, scene_idx: int, path: str) -> tuple[VideoInfo, Scene]:
-    """What the scan unit stored, as the annotator's own types; `path` is where the content lies in this
-    run."""
-    stored = scan.to_pylist()[0]
-    times = np.array(stored["timestamps_s"], dtype=np.float64)
-    info = VideoInfo(path=path, video_id=stored["video_id"], timestamps_s=times, **json.loads(stored["info"]))
-    plain = json.loads(stored["scenes"])[scene_idx]
-    span = Span(start_s=plain["start_s"], end_s=plain["end_s"])
-    scene = Scene(
-        span=span, overlap_s=plain["overlap_s"], num_cuts=plain["num_cuts"], shot_idx=plain["shot_idx"]
-    )
-    return info, scene
-
-
 def _identity(row: Row, scene: Scene) -> Row:
     return {
         "clip_id": row["clip_id"],
@@ -384,6 +371,7 @@ def _identity(row: Row, scene: Scene) -> Row:
         "start_s": scene.span.start_s,
         "end_s": scene.span.end_s,
         "overlap_s": scene.overlap_s,
+        "shot_idx": scene.shot_idx,
         "num_cuts": scene.num_cuts,
         "tool_version": worldline.__version__,
         "config_hash": row["clip_hash"],
