@@ -1,0 +1,124 @@
+"""Byte ranges of files in, their bytes out: pread for local files, range requests through fsspec for URIs.
+
+A range that is not there in full is the file's fault and said as a value, so that one torn shard costs one
+sample. Trouble of the network or the disk is tried again and then raised: replacing samples because a server is
+down would train on something else in silence.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+
+from worldline.datasets.schema import ClipRejected
+
+_MAX_OPEN_FILES = 128
+_TRIES = 4
+_FIRST_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """Bytes [start, start + size) of a file."""
+
+    location: str
+    """Local path or fsspec URI."""
+    start: int
+    size: int
+
+
+class RangeReader:
+    """Reads ranges; opens files as it meets them and keeps the most recent ones open. One a process."""
+
+    def __init__(self) -> None:
+        self._open: collections.OrderedDict[str, int] = collections.OrderedDict()
+
+    def read(self, ranges: Sequence[ByteRange]) -> list[memoryview | ClipRejected]:
+        """The bytes of each range, writable, or why it cannot be had: shard missing or too short.
+
+        Raises OSError for anything that is not the file's fault.
+        """
+        if ranges and "://" in ranges[0].location:
+            return self._read_remote(ranges)
+        return [self._read_local(item) for item in ranges]
+
+    def close(self) -> None:
+        """Closes every file."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _read_local(self, item: ByteRange) -> memoryview | ClipRejected:
+        try:
+            fd = self._fd(item.location)
+        except FileNotFoundError:
+            return _missing(item)
+        # Not a bytearray: filling it with zeros first costs as much as reading.
+        buffer = memoryview(np.empty(item.size, dtype=np.uint8)).cast("B")
+        done = 0
+        while done < item.size:
+            count = os.preadv(fd, [buffer[done:]], item.start + done)
+            if count == 0:
+                return _too_short(item, done)
+            done += count
+        return buffer
+
+    def _fd(self, path: str) -> int:
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        while len(self._open) >= _MAX_OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._open[path]
+
+    def _read_remote(self, ranges: Sequence[ByteRange]) -> list[memoryview | ClipRejected]:
+        files, _ = fsspec.core.url_to_fs(ranges[0].location)
+        out: list[memoryview | ClipRejected | None] = [None] * len(ranges)
+        for attempt in range(_TRIES):
+            todo = [k for k, found in enumerate(out) if found is None]
+            # All at once: a batch costs the latency of one request.
+            found = files.cat_ranges(
+                [ranges[k].location for k in todo],
+                [ranges[k].start for k in todo],
+                [ranges[k].start + ranges[k].size for k in todo],
+                on_error="return",
+            )
+            errors: list[Exception] = []
+            for k, data in zip(todo, found, strict=True):
+                out[k] = _outcome(ranges[k], data)
+                if out[k] is None:
+                    errors.append(data)
+            if not errors:
+                break
+            if attempt == _TRIES - 1:
+                raise OSError(errno.EIO, f"cannot be read: {errors[0]!r}", ranges[0].location) from errors[0]
+            time.sleep(_FIRST_PAUSE_S * 2**attempt)
+        return [item for item in out if item is not None]
+
+
+def _outcome(item: ByteRange, data: bytes | Exception) -> memoryview | ClipRejected | None:
+    """None: worth another try."""
+    if isinstance(data, FileNotFoundError):
+        return _missing(item)
+    if isinstance(data, Exception):
+        return None
+    if len(data) != item.size:
+        # More than was asked for: a server that knows no ranges sends the whole file.
+        return _too_short(item, len(data))
+    return memoryview(bytearray(data))
+
+
+def _missing(item: ByteRange) -> ClipRejected:
+    return ClipRejected("loader", "shard_missing", item.location)
+
+
+def _too_short(item: ByteRange, count: int) -> ClipRejected:
+    detail = f"{item.location}: {count} of {item.size} bytes from {item.start}"
+    return ClipRejected("loader", "wrong_range", detail)

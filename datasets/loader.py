@@ -1,0 +1,355 @@
+"""A Selection in, batches of samples out, the same in every run: the exact, elastic loader.
+
+Batch t holds the stream positions [start + t G, start + (t + 1) G) of `SampleOrder`; rank r of W takes the r-th of
+W even slices, and worker w of K makes every K-th batch of its rank. So the global batches depend on the selection,
+the order's config and G alone, never on ranks or workers, and the state is one number. Epochs follow each other
+without a gap: every batch is full, and each epoch still holds every sample once.
+
+A sample is read by byte range and checked against the index. One that cannot be had (shard missing, checksum,
+undecodable, refused by the transform) is recorded and replaced by a sample that the order draws for that position,
+which is again a pure function: a run with a broken shard can be repeated too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+import os
+import socket
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from worldline.datasets.byte_ranges import ByteRange, RangeReader
+from worldline.datasets.sample_order import OrderConfig, SampleOrder
+from worldline.datasets.schema import ClipRejected
+from worldline.datasets.shard_format import MEMBERS, row_from_json
+from worldline.datasets.shard_index import Selection, members_of, shard_location
+
+logger = logging.getLogger(__name__)
+
+Sample = dict[str, Any]
+
+_STATE_VERSION = 1
+_MERGE_GAP_BYTES = 4096
+"""Members nearer than this are read in one go: the gap is a tar header and padding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderConfig:
+    """How samples are shared out, read and checked."""
+
+    global_batch: int
+    """Samples of one step over all ranks. Where ranks do not divide it their shares differ by one."""
+    order: OrderConfig = field(default_factory=OrderConfig)
+    members: tuple[str, ...] = ("json", "mp4")
+    """Which files of a clip are read; the others are not touched."""
+    rank: int = 0
+    world_size: int = 1
+    num_workers: int = 0
+    """Processes of this rank that read and decode; 0: this process."""
+    prefetch_batches: int = 2
+    """Batches a worker makes ahead."""
+    pin_memory: bool = False
+    """Copy batches of tensors to pinned memory; without a GPU it does nothing."""
+    epochs: int | None = None
+    """Stop after this many epochs, counted from the stream's beginning; the last batch may then be short, and a
+    rank whose share of it is empty ends one step before the others. None: never stop."""
+    quarantine_dir: Path | None = None
+    """Folder for one JSON line a replaced sample, a file a process; None: the log alone."""
+    max_replacements: int = 8
+    """Tries for one position before the loader gives up."""
+    max_replaced_share: float = 0.05
+    """Above this share of replaced samples in a process, from the hundredth on, it gives up: the data is not
+    scratched but wrong."""
+    start_method: str | None = None
+    """How workers start: fork, spawn or forkserver; None: the platform's usual."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size or self.global_batch < self.world_size:
+            raise ValueError(
+                f"rank {self.rank} of {self.world_size} with a global batch of {self.global_batch}: "
+                "each rank needs a sample"
+            )
+        if unknown := set(self.members) - set(MEMBERS):
+            raise ValueError(f"members {sorted(unknown)}: known are {', '.join(MEMBERS)}")
+        if self.num_workers < 0 or self.prefetch_batches < 1 or self.max_replacements < 1:
+            raise ValueError("num_workers, prefetch_batches and max_replacements count things")
+        if not 0 <= self.max_replaced_share <= 1 or (self.epochs is not None and self.epochs < 1):
+            raise ValueError("max_replaced_share must be within 0 and 1, epochs at least 1")
+
+
+class Loader:
+    """Iterates over batches of this rank; see the module's text.
+
+    A batch is `collate` of a list of samples. A sample is a dict as webdataset makes them: `__key__`, `__url__`,
+    `json` (the index row without its place), `mp4` (bytes, as only the transform knows which frames it needs),
+    `latent.npy` (array); beside them `__position__` in the stream, `__seed__` for all that is random about it and,
+    where it stands in for others, their keys in `__replaces__`. `map` adds a function of one sample, which may
+    raise ClipRejected to have the sample replaced.
+    """
+
+    def __init__(
+        self, selection: Selection, config: LoaderConfig, collate: Callable[[list[Any]], Any] | None = None
+    ) -> None:
+        self._selection, self._config, self._collate = selection, config, collate
+        self._steps: tuple[Callable[[Any], Any], ...] = ()
+        self._position = 0
+
+    def map(self, step: Callable[[Any], Any]) -> Loader:
+        """A loader whose samples go through `step` as well; it starts where this one stands."""
+        mapped = Loader(self._selection, self._config, self._collate)
+        mapped._steps, mapped._position = (*self._steps, step), self._position
+        return mapped
+
+    @property
+    def position(self) -> int:
+        """Samples that all ranks together have been given."""
+        return self._position
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands after the last batch given; equal on all ranks at the same step."""
+        return {
+            "version": _STATE_VERSION,
+            "position": self._position,
+            "epoch": self._position // len(self._selection),
+            "step": self._position // self._config.global_batch,
+            "order": dataclasses.asdict(self._config.order),
+            "num_samples": len(self._selection),
+            "fingerprint": self._selection.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`, whatever ranks and workers wrote it; a change of the global batch is allowed.
+
+        Raises ValueError where the samples or the order are others, since the position then means nothing.
+        """
+        expected = self.state_dict()
+        for name in ("version", "fingerprint", "num_samples", "order"):
+            if state.get(name) != expected[name]:
+                raise ValueError(
+                    f"the state is of another {name} ({state.get(name)}, here {expected[name]}): "
+                    "load the selection and the order it was made with"
+                )
+        self._position = int(state["position"])
+
+    def __iter__(self) -> Iterator[Any]:
+        config = self._config
+        batches = _Batches(self._selection, config, self._steps, self._collate, self._position)
+        workers: dict[str, Any] = {}
+        if config.num_workers:
+            workers = {
+                "prefetch_factor": config.prefetch_batches,
+                "multiprocessing_context": config.start_method,
+            }
+        stream = DataLoader(
+            batches,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=config.num_workers,
+            pin_memory=config.pin_memory and torch.cuda.is_available(),
+            **workers,
+        )
+        end = None if config.epochs is None else config.epochs * len(self._selection)
+        for batch in stream:
+            # Counted before the batch is handed out: a state taken while it is in use says that it was.
+            self._position += config.global_batch
+            if end is not None:
+                self._position = min(self._position, end)
+            yield batch
+
+    def samples(self) -> Iterator[Any]:
+        """This rank's samples one by one in this process: the source of a `webdataset.DataPipeline`."""
+        for batch in _Batches(self._selection, self._config, self._steps, list, self._position):
+            yield from batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    """In place of torch's conversion of every array to a tensor."""
+    return batch
+
+
+class _Batches(IterableDataset):
+    """The batches of one worker of one rank."""
+
+    def __init__(
+        self,
+        selection: Selection,
+        config: LoaderConfig,
+        steps: tuple[Callable[[Any], Any], ...],
+        collate: Callable[[list[Any]], Any] | None,
+        start: int,
+    ) -> None:
+        self._selection, self._config, self._steps, self._start = selection, config, steps, start
+        self._collate = collate or list
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        reader = SampleReader(self._selection, self._config, self._steps)
+        batch_idx = first
+        while len(positions := self._positions(batch_idx)):
+            yield self._collate(reader.read(positions))
+            batch_idx += stride
+
+    def _positions(self, batch_idx: int) -> np.ndarray:
+        """Stream positions of this rank's share of a batch; empty behind the end."""
+        config = self._config
+        start = self._start + batch_idx * config.global_batch
+        count = config.global_batch
+        if config.epochs is not None:
+            count = max(0, min(count, config.epochs * len(self._selection) - start))
+        share = [count * rank // config.world_size for rank in (config.rank, config.rank + 1)]
+        return np.arange(start + share[0], start + share[1])
+
+
+class SampleReader:
+    """Stream positions in, samples out, read, checked, transformed and, where need be, replaced."""
+
+    def __init__(
+        self, selection: Selection, config: LoaderConfig, steps: tuple[Callable[[Any], Any], ...] = ()
+    ) -> None:
+        self._selection, self._config, self._steps = selection, config, steps
+        self._order = SampleOrder(len(selection), config.order, selection.cumulative_weight)
+        self._ranges = RangeReader()
+        self._num_read, self._num_replaced = 0, 0
+
+    def read(self, positions: np.ndarray) -> list[Any]:
+        """One sample a position. Raises OSError, and RuntimeError where too many samples cannot be used."""
+        numbers = self._order.samples(positions)
+        fetched = self._fetch(numbers)
+        return [
+            self._sample(position, number, parts)
+            for position, number, parts in zip(positions.tolist(), numbers.tolist(), fetched, strict=True)
+        ]
+
+    def _sample(self, position: int, number: int, parts: dict[str, memoryview] | ClipRejected) -> Any:
+        self._num_read += 1
+        replaced: list[str] = []
+        for attempt in range(1, self._config.max_replacements + 1):
+            key = self._selection.records[number]["clip_id"].decode()
+            try:
+                if isinstance(parts, ClipRejected):
+                    raise parts
+                return self._made(position, number, key, parts, tuple(replaced))
+            except ClipRejected as rejection:
+                replaced.append(key)
+                self._record(position, number, key, rejection)
+                number = self._order.replacement(position, attempt)
+                parts = self._fetch(np.array([number]))[0]
+        raise RuntimeError(
+            f"position {position}: none of {replaced} can be used; see the log of replaced samples"
+        )
+
+    def _made(
+        self, position: int, number: int, key: str, parts: dict[str, memoryview], replaced: tuple[str, ...]
+    ) -> Any:
+        sample: Any = {
+            "__key__": key,
+            "__url__": shard_location(
+                self._selection.location, int(self._selection.records[number]["shard"])
+            ),
+            "__position__": position,
+            "__seed__": self._order.seed_of(position),
+            **({"__replaces__": replaced} if replaced else {}),
+        }
+        for member, data in parts.items():
+            sample[member] = _decoded(member, data, key)
+        for step in self._steps:
+            sample = step(sample)
+        return sample
+
+    def _fetch(self, numbers: np.ndarray) -> list[dict[str, memoryview] | ClipRejected]:
+        """The checked members of samples, all ranges of a batch asked for at once."""
+        wanted: list[ByteRange] = []
+        plans: list[list[tuple[int, str, int, int, int]]] = []
+        missing: dict[int, ClipRejected] = {}
+        for k, record in enumerate(self._selection.records[numbers]):
+            location = shard_location(self._selection.location, int(record["shard"]))
+            plan: list[tuple[int, str, int, int, int]] = []
+            for member, offset, size, crc32 in members_of(record):
+                if member not in self._config.members:
+                    continue
+                last = wanted[-1] if plan else None
+                if last is not None and 0 <= offset - (last.start + last.size) <= _MERGE_GAP_BYTES:
+                    wanted[-1] = ByteRange(location, last.start, offset + size - last.start)
+                else:
+                    wanted.append(ByteRange(location, offset, size))
+                plan.append((len(wanted) - 1, member, offset, size, crc32))
+            plans.append(plan)
+            if absent := set(self._config.members) - {member for _, member, *_ in plan}:
+                missing[k] = ClipRejected("loader", "member_missing", ", ".join(sorted(absent)))
+        found = self._ranges.read(wanted)
+        return [missing.get(k) or _checked(plan, wanted, found) for k, plan in enumerate(plans)]
+
+    def _record(self, position: int, number: int, key: str, rejection: ClipRejected) -> None:
+        """Logs a replaced sample, and stops where there are too many."""
+        self._num_replaced += 1
+        shard = int(self._selection.records[number]["shard"])
+        facts = {"position": position, "clip_id": key, "shard": shard, "reason": str(rejection)}
+        logger.warning("sample replaced: %s", facts)
+        if self._config.quarantine_dir is not None:
+            self._config.quarantine_dir.mkdir(parents=True, exist_ok=True)
+            name = f"rank{self._config.rank}-{socket.gethostname()}-{os.getpid()}.jsonl"
+            with (self._config.quarantine_dir / name).open("a") as lines:
+                lines.write(json.dumps(facts) + "\n")
+        share = self._num_replaced / self._num_read
+        if self._num_read >= 100 and share > self._config.max_replaced_share:
+            raise RuntimeError(
+                f"{share:.1%} of {self._num_read} samples could not be used; last: {rejection}"
+            )
+
+
+def _checked(
+    plan: list[tuple[int, str, int, int, int]],
+    wanted: list[ByteRange],
+    found: list[memoryview | ClipRejected],
+) -> dict[str, memoryview] | ClipRejected:
+    parts: dict[str, memoryview] = {}
+    for at, member, offset, size, crc32 in plan:
+        data = found[at]
+        if isinstance(data, ClipRejected):
+            return data
+        part = data[offset - wanted[at].start :][:size]
+        if zlib.crc32(part) != crc32:
+            detail = f"{wanted[at].location}: .{member} at byte {offset}"
+            return ClipRejected("loader", "checksum", detail)
+        parts[member] = part
+    return parts
+
+
+def _decoded(member: str, data: memoryview, key: str) -> Any:
+    """A member's content; only formats that cannot run code. Raises ClipRejected where it does not decode."""
+    try:
+        if member == "json":
+            row = row_from_json(bytes(data))
+            if row["clip_id"] != key:
+                raise ValueError(f"is of clip {row['clip_id']}")
+            return row
+        return bytes(data) if member == "mp4" else array_view(data)
+    except ValueError as error:
+        raise ClipRejected("loader", "undecodable", f"{key}.{member}: {error}") from error
+
+
+def array_view(data: memoryview) -> np.ndarray:
+    """The array of a .npy file over the file's own bytes; ValueError for anything else, pickled objects too."""
+    head = io.BytesIO(data[:10_000])
+    version = np.lib.format.read_magic(head)
+    if version == (1, 0):
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
+    elif version == (2, 0):
+        shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(head)
+    else:
+        raise ValueError(f".npy version {version}")
+    if dtype.hasobject:
+        raise ValueError("an array of objects, which only unpickling could read")
+    flat = np.frombuffer(data, dtype=dtype, count=int(np.prod(shape, dtype=np.int64)), offset=head.tell())
+    return flat.reshape(shape, order="F" if is_fortran else "C")
