@@ -153,7 +153,7 @@ def _annotate(
         whole.save(sidecar_path)
         if config.keep_depth:
             depth.timestamps_s = np.array(times)
-            depth.keep(sidecar_path.with_suffix(".depth.zip"), whole, metres_per_unit(scale))
+            depth.keep(sidecar_path.with_suffix(".depth.zip"), whole)
     return row
 
 

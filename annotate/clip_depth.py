@@ -3,13 +3,15 @@ file."""
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from worldline.annotate.camera import Intrinsics
 from worldline.annotate.clip_frames import ClipFrames
 from worldline.annotate.depth import NO_DEPTH, DepthConfig, DepthKind, DepthMap, iterate_depth
 from worldline.annotate.depth_adjustment import (
@@ -21,12 +23,14 @@ from worldline.annotate.depth_adjustment import (
 )
 from worldline.annotate.depth_files import write_depth_file
 from worldline.annotate.depth_samples import DepthSamplesConfig
+from worldline.annotate.flatten import pixels_seen_by, sample_nearest
 from worldline.annotate.given import GT_DEPTH, GivenConfig, GivenDepth
 from worldline.annotate.mapping import Mapper
 from worldline.annotate.reconstruction import Reconstruction
-from worldline.annotate.scale_cues import Cue, depth_cue
+from worldline.annotate.scale_cues import Cue, depth_cue, frame_ratio
 from worldline.annotate.tracks import Tracks
 from worldline.annotate.video import VideoInfo
+from worldline.annotate.view_selection import frame_camera
 from worldline.datasets.schema import ClipRejected
 
 logger = logging.getLogger(__name__)
@@ -88,7 +92,7 @@ class ClipDepth:
         given = self._given
 
         def at(frame: int) -> tuple[np.ndarray, np.ndarray | None] | None:
-            for one in self._given_maps(given, [frame], []):
+            for one in self._given_maps(given, [frame], reconstruction, must_exist=False):
                 if one.kind is DepthKind.METRIC:
                     return one.z, one.confidence
             return None
@@ -97,23 +101,18 @@ class ClipDepth:
         cue = depth_cue(reconstruction, at, sigma=self._given_config.depth_sigma, candidates=has_depth)
         return [] if cue is None else [replace(cue, name="given_depth")]
 
-    def keep(self, path: Path, reconstruction: Reconstruction, metres_per_unit: float) -> int:
+    def keep(self, path: Path, reconstruction: Reconstruction) -> int:
         """Writes the maps of every `stride`-th frame in the reconstruction's unit; how many. None are written
-        (0) where no frame has depth.
-
-        metres_per_unit: of the path before `reconstruction` was scaled, in which the adjustment measured.
-        """
+        (0) where no frame has depth."""
         chosen = self if self.backend is not None else self._by_plane_sweep()
         wanted = [
             i
             for i in range(0, len(self.timestamps_s), self._config.stride)
             if reconstruction.is_registered[i]
         ]
-        maps = (chosen._in_unit(one, metres_per_unit) for one in chosen._maps(wanted, reconstruction))
+        maps = _in_unit(chosen._maps(wanted, reconstruction), reconstruction)
         first = next(maps, None)
-        if first is None:
-            return 0
-        return write_depth_file(path, _behind(first, maps))
+        return 0 if first is None else write_depth_file(path, itertools.chain([first], maps))
 
     def _by_plane_sweep(self) -> ClipDepth:
         other = ClipDepth(
@@ -129,17 +128,9 @@ class ClipDepth:
         other.timestamps_s = self.timestamps_s
         return other
 
-    def _in_unit(self, one: DepthMap, metres_per_unit: float) -> DepthMap:
-        """A map in the unit of the (scaled) trajectory, with the clip's agreement in place of the map's own
-        metre, so that kept depth and path fit each other."""
-        if one.kind is DepthKind.TRAJECTORY or self.outcome is None:
-            return one
-        factor = metres_per_unit / self.outcome.scale_at(one.frame_idx)
-        return replace(one, z=(one.z * factor).astype(np.float32), kind=DepthKind.TRAJECTORY)
-
     def _maps(self, wanted: Sequence[int], reconstruction: Reconstruction) -> Iterator[DepthMap]:
         if self._given is not None:
-            return self._given_maps(self._given, wanted, None)
+            return self._given_maps(self._given, wanted, reconstruction)
         frames = ClipFrames(
             self._info,
             self.timestamps_s,
@@ -158,13 +149,13 @@ class ClipDepth:
         return min(self._max_pixels, round(side * side * shape) + 4 * side)
 
     def _given_maps(
-        self, given: GivenDepth, wanted: Sequence[int], otherwise: list[DepthMap] | None
+        self, given: GivenDepth, wanted: Sequence[int], posed: Reconstruction, *, must_exist: bool = True
     ) -> Iterator[DepthMap]:
-        """Given maps of those of the wanted frames that have one, numbered as in the clip. Raises ClipRejected
-        where the clip has none at all and `otherwise` is None."""
+        """Given maps of those of the wanted frames that have one, numbered as in the clip and seen from its
+        camera. Raises ClipRejected where the clip has none at all and one `must_exist`."""
         video_idx = self._video_idx()
         available = set(given.frames().tolist())
-        if otherwise is None and not available & set(video_idx.tolist()):
+        if must_exist and not available & set(video_idx.tolist()):
             raise ClipRejected(
                 GT_DEPTH,
                 "no given depth in the clip",
@@ -174,7 +165,9 @@ class ClipDepth:
         both = [frame for frame in wanted if int(video_idx[frame]) in available]
         for frame, one in zip(both, given.maps([int(video_idx[f]) for f in both]), strict=True):
             self._check_shape(one)
-            yield replace(one, frame_idx=int(frame))
+            here = replace(one, frame_idx=int(frame))
+            intrinsics = self._given_config.depth_fxfycxcy_px
+            yield here if intrinsics is None else _seen_by(here, intrinsics, frame_camera(posed, int(frame)))
 
     def _check_shape(self, one: DepthMap) -> None:
         height, width = one.z.shape
@@ -197,6 +190,24 @@ def _for_sensor(adjustment: DepthAdjustmentConfig, given: GivenConfig) -> DepthA
     return replace(adjustment, samples=samples, scale_sigma=given.depth_scale_sigma, max_frames=100_000)
 
 
-def _behind(first: DepthMap, rest: Iterator[DepthMap]) -> Iterator[DepthMap]:
-    yield first
-    yield from rest
+def _seen_by(one: DepthMap, fxfycxcy_px: tuple[float, ...], camera: Intrinsics) -> DepthMap:
+    """A map of a depth camera as the video's camera sees it, both in one place."""
+    height, width = one.z.shape
+    depth_camera = Intrinsics(fxfycxcy_px=np.array(fxfycxcy_px), width=width, height=height)
+    pixels = pixels_seen_by(camera.resized(width, height), depth_camera)
+    z = sample_nearest(one.z, pixels).astype(np.float32)
+    return replace(
+        one, z=z, confidence=np.nan_to_num(sample_nearest(one.confidence, pixels)) * np.isfinite(z)
+    )
+
+
+def _in_unit(maps: Iterable[DepthMap], reconstruction: Reconstruction) -> Iterator[DepthMap]:
+    """Maps in the unit of the trajectory: those of another unit by what they say about the sparse points, so
+    that kept depth and path fit each other; left out where they cannot be compared."""
+    for one in maps:
+        if one.kind is DepthKind.TRAJECTORY:
+            yield one
+            continue
+        ratio = frame_ratio(reconstruction, one.frame_idx, one.z, one.confidence)
+        if ratio is not None:
+            yield replace(one, z=(one.z / ratio).astype(np.float32), kind=DepthKind.TRAJECTORY)

@@ -31,6 +31,10 @@ from worldline.annotate.reconstruction import Reconstruction
 from worldline.annotate.scale_cues import Cue, median_error
 from worldline.annotate.tracks import Tracks
 
+_MIN_POINTS, _MIN_KEYFRAMES = 5, 2
+"""Fewer depth measurements in a keyframe, or keyframes with any, say nothing that can be checked."""
+_NARROWEST = 0.1
+"""Depth is believed to be better than stated by this factor at most."""
 _FREE_SCALE = 10.0
 """Spread of the log scales of maps that have no common unit."""
 
@@ -78,7 +82,7 @@ class DepthAdjustment:
     def cue(self, name: str, sigma: float) -> Cue | None:
         """The metric scale as a cue, with the doubt `sigma` that all maps share; None where they are not in
         metres."""
-        if self.kind is not DepthKind.METRIC or len(self.log_scale) < 3:
+        if self.kind is not DepthKind.METRIC or len(self.log_scale) < _MIN_KEYFRAMES:
             return None
         scatter = median_error(self.log_scale)
         detail = (
@@ -91,10 +95,6 @@ class DepthAdjustment:
             sigma=math.hypot(sigma, scatter),
             detail=detail,
         )
-
-    def scale_at(self, frame_idx: int) -> float:
-        """Measured depth over depth at a frame: between keyframes along the line of their logs."""
-        return float(np.exp(np.interp(frame_idx, self.frame_idx, self.log_scale)))
 
 
 def keyframes_for_depth(mapper: Mapper, tracks: Tracks, config: DepthAdjustmentConfig) -> list[int]:
@@ -111,7 +111,7 @@ def adjust_with_depth(
     """Adjusts the mapper's map to its observations and to depth maps of its keyframes together.
 
     Maps in the unit of the trajectory were made from the map itself and say nothing new: they raise
-    ValueError. None, and the map untouched, where fewer than 3 keyframes have usable depth.
+    ValueError. None, and the map untouched, where fewer than two keyframes have usable depth.
     """
     use = mapper.map
     rows = np.flatnonzero(
@@ -123,9 +123,9 @@ def adjust_with_depth(
     measured = np.flatnonzero(np.isfinite(samples.z) & (samples.z > 0))
     cam = bundle.cam_idx[measured]
     count = np.bincount(cam, minlength=len(keyframes))
-    if (count >= 5).sum() < 3:
+    if (count >= _MIN_POINTS).sum() < _MIN_KEYFRAMES:
         return None
-    measured = measured[count[cam] >= 5]
+    measured = measured[count[cam] >= _MIN_POINTS]
     cam = bundle.cam_idx[measured]
     weaker = np.sqrt(np.maximum(1.0, count / config.independent_per_frame))
     depth = DepthObservations(
@@ -137,9 +137,16 @@ def adjust_with_depth(
     error = reprojection_errors(bundle)
     bundle = replace(bundle, depth=depth, sigma_px=max(float(np.median(error)) / 1.18, 1e-3))
     solved = adjust(bundle, _bundle_config(mapper, config))
+    residual_log = _residual_log(solved)
+    # Depth better than its stated noise is worth more, and only a narrow loss keeps the points at outlines,
+    # whose measured depth is that of what lies behind them, from biasing the scale.
+    narrower = max(residual_log / float(np.median(samples.sigma_log[measured])), _NARROWEST)
+    if narrower < 1:
+        depth = replace(depth, sigma=depth.sigma * narrower)
+        solved = adjust(replace(solved, depth=depth), _bundle_config(mapper, config))
+        residual_log = _residual_log(solved)
     _take(mapper, solved, keyframes, track_idx)
     mapper.drop_outliers()
-    residual = linearise(solved, BundleConfig())["depth_residual"] * depth.sigma
     with_depth = np.flatnonzero(np.bincount(cam, minlength=len(keyframes)) > 0)
     assert solved.log_depth_scale is not None
     return DepthAdjustment(
@@ -147,8 +154,15 @@ def adjust_with_depth(
         frame_idx=_kf_frames(tracks)[keyframes[with_depth]],
         log_scale=solved.log_depth_scale[with_depth],
         num_residuals=len(measured),
-        residual_log=1.4826 * float(np.median(np.abs(residual))),
+        residual_log=residual_log,
     )
+
+
+def _residual_log(solved: Bundle) -> float:
+    """Robust rms of the log depth residuals."""
+    assert solved.depth is not None
+    residual = linearise(solved, BundleConfig())["depth_residual"] * solved.depth.sigma
+    return 1.4826 * float(np.median(np.abs(residual)))
 
 
 def keyframe_reconstruction(mapper: Mapper, tracks: Tracks, rows: np.ndarray) -> Reconstruction:

@@ -52,6 +52,9 @@ class GivenConfig:
     """Depth is in metres; if not, it is right up to one factor a frame."""
     depth_unit_m: float = 0.001
     """Metres per unit of 16-bit maps: 0.001 is the millimetre of most depth cameras."""
+    depth_fxfycxcy_px: tuple[float, float, float, float] | None = None
+    """Intrinsics of a depth camera that is not the video's, in pixels of its maps; the two are taken to look
+    from one place in one direction. None: the maps are aligned with the video."""
     depth_sigma: float = 0.01
     """Relative doubt about the depth's metre that all frames share; structured-light cameras 0.01."""
     depth_noise: float = 0.02

@@ -169,10 +169,9 @@ def depth_cue(
         maps = depth_maps(int(frame))
         if maps is None:
             continue
-        reconstructed, metric, weight = _depth_pairs(reconstruction, int(frame), *maps)
-        if len(metric) < min_points:
-            continue
-        log_ratios.append(math.log(depth_ratio(reconstructed, metric, weight)))
+        ratio = frame_ratio(reconstruction, int(frame), *maps, min_points=min_points)
+        if ratio is not None:
+            log_ratios.append(math.log(ratio))
     if len(log_ratios) < 3:
         return None
     values = np.array(log_ratios)
@@ -183,6 +182,20 @@ def depth_cue(
         sigma=math.hypot(sigma, scatter),
         detail=f"{len(values)} frames, scatter {100 * float(np.std(values)):.1f} %, stated {100 * sigma:g} %",
     )
+
+
+def frame_ratio(
+    reconstruction: Reconstruction,
+    frame: int,
+    z: np.ndarray,
+    confidence: np.ndarray | None,
+    *,
+    min_points: int = 15,
+) -> float | None:
+    """How many of the map's units one unit of the reconstruction is, by the map z [h, w] of one frame; None
+    with fewer than `min_points` comparable points."""
+    reconstructed, measured, weight = _depth_pairs(reconstruction, frame, z, confidence)
+    return None if len(measured) < min_points else depth_ratio(reconstructed, measured, weight)
 
 
 def depth_ratio(reconstructed: np.ndarray, metric: np.ndarray, weight: np.ndarray | None = None) -> float:
