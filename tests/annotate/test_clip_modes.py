@@ -181,12 +181,10 @@ class _Network:
         assert reconstruction is not None
         for frame in frame_idx:
             image = frames[frame]
-            z = (
-                cv2.imread(str(self.folder / f"{frame:06d}.png"), cv2.IMREAD_UNCHANGED).astype(np.float32)
-                / 1000
-            )
-            assert image.shape[:2] == z.shape
-            z *= 1.04 * np.exp(0.05 * np.random.default_rng(frame).standard_normal())
+            stored = cv2.imread(str(self.folder / f"{frame:06d}.png"), cv2.IMREAD_UNCHANGED)
+            assert stored is not None
+            assert image.shape[:2] == stored.shape
+            z = stored / 1000 * 1.04 * np.exp(0.05 * np.random.default_rng(frame).standard_normal())
             z = np.where(z > 0, z, np.nan).astype(np.float32)
             known = np.isfinite(z).astype(np.float32)
             yield DepthMap(frame_idx=frame, z=z, confidence=known, kind=DepthKind.METRIC, intrinsics=None)

@@ -86,7 +86,7 @@ def test_given_poses_that_appear_or_change_redo_their_clips_alone(work: Work, tm
     assert "gt_pose: given poses cannot be read" in _run(work, video)[0]["reason"]
 
 
-def test_other_formats_and_places_are_read_and_unknown_ones_said(work: Work, tmp_path: Path) -> None:
+def test_an_unknown_format_of_poses_is_said(work: Work, tmp_path: Path) -> None:
     video = tmp_path / "v.mp4"
     video.write_text("ok")
     engine = ClipConfig(
@@ -94,7 +94,7 @@ def test_other_formats_and_places_are_read_and_unknown_ones_said(work: Work, tmp
     )
     (row,) = _run(dataclasses.replace(work, engine=engine), video)
     assert row["status"] == "failed"
-    assert "unknown format nonsense" in row["reason"]
+    assert "unknown format 'nonsense'" in row["reason"]
 
 
 def test_kept_depth_appears_with_its_row_and_leaves_nothing_behind(work: Work, tmp_path: Path) -> None:
