@@ -60,7 +60,7 @@ class RangeReader:
         except FileNotFoundError:
             return _missing(item)
         # Not a bytearray: filling it with zeros first costs as much as reading.
-        buffer = memoryview(np.empty(item.size, dtype=np.uint8)).cast("B")
+        buffer = np.empty(item.size, dtype=np.uint8).data
         done = 0
         while done < item.size:
             count = os.preadv(fd, [buffer[done:]], item.start + done)
