@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -127,16 +128,18 @@ def join_neighbours(a: Window, b: Window, config: JointConfig) -> Joint | str:
         by_path = _scale_of_paths(poses_a[:, :, 3], poses_b[:, :, 3])
         if by_path is None:
             return f"{len(log_ratio)} common points and no motion to tell the scale from"
-        (log_scale, log_sigma), depth = by_path, float("inf")
+        log_scale, log_sigma, extent = by_path
+        depth = 2 * extent  # stands in for the scene's: cameras apart by a tenth of their motion are refused
     scale = math.exp(log_scale)
     offsets = poses_a[:, :, 3] - scale * poses_b[:, :, 3] @ rotation.T
     shift = np.median(offsets, axis=0)
     misfit = float(np.sqrt(np.mean(np.sum((offsets - shift) ** 2, axis=1))))
     if misfit > config.max_misfit * depth:
-        return f"cameras of shared frames lie {100 * misfit / depth:.1f} % of the scene's depth apart"
-    if math.isfinite(depth):
-        # An error of a frame's place is one of the depth of all its points at once.
-        log_sigma = math.hypot(log_sigma, misfit / depth / math.sqrt(3 * _INDEPENDENT))
+        return (
+            f"cameras of shared frames lie {100 * misfit / depth:.1f} % of the scene's depth from each other"
+        )
+    # An error of a frame's place is one of the depth of all its points at once.
+    log_sigma = math.hypot(log_sigma, misfit / depth / math.sqrt(3 * _INDEPENDENT))
     # Each window's own error at the overlap is relative to its first frame; what the joint sees of it is the
     # change within the overlap, which the misfit measures.
     return Joint(
@@ -222,8 +225,8 @@ def _seen(
     return None if not inside.any() else (point[inside], pixels[inside], in_cam[inside, 2])
 
 
-def _scale_of_paths(centres_a: np.ndarray, centres_b: np.ndarray) -> tuple[float, float] | None:
-    """(log scale, sigma) from the extents of the shared stretch of path; None where it has hardly any."""
+def _scale_of_paths(centres_a: np.ndarray, centres_b: np.ndarray) -> tuple[float, float, float] | None:
+    """(log scale, its sigma, extent in a) of the shared stretch of path; None where it has hardly any."""
     try:
         fit = umeyama(centres_a, centres_b)
     except ValueError:
@@ -232,7 +235,7 @@ def _scale_of_paths(centres_a: np.ndarray, centres_b: np.ndarray) -> tuple[float
     extent = float(np.sqrt(np.mean(np.sum((centres_a - centres_a.mean(axis=0)) ** 2, axis=1))))
     if not fit.scale > 0 or not extent > 0 or residual > 0.1 * extent:
         return None
-    return math.log(fit.scale), residual / extent / math.sqrt(_INDEPENDENT)
+    return math.log(fit.scale), residual / extent / math.sqrt(_INDEPENDENT), extent
 
 
 def find_loop(a: Window, b: Window, config: JointConfig) -> Joint | None:
@@ -254,7 +257,8 @@ def find_loop(a: Window, b: Window, config: JointConfig) -> Joint | None:
     range_a = known_a[2][matches[:, 0]]
     limit = config.loop_misfit * float(np.median(range_a))
     options = pycolmap.RANSACOptions(max_error=limit, max_num_trials=5000, confidence=0.999, random_seed=0)
-    found = pycolmap.estimate_sim3d_robust(points_b, points_a, options)
+    # Its stubs promise the transform alone; it comes with the inliers.
+    found: Any = pycolmap.estimate_sim3d_robust(points_b, points_a, options)
     if found is None:
         return None
     matrix = np.asarray(found["tgt_from_src"].matrix())
