@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg
 
+from worldline.annotate import bundle_kernels as kernels
 from worldline.annotate.bundle_problem import (
     Bundle,
     BundleConfig,
@@ -52,6 +53,7 @@ def adjust(bundle: Bundle, config: BundleConfig) -> Bundle:
             step = solve(system, damping, layout)
             candidate = apply_step(bundle, config, step) if step is not None else None
             if candidate is not None:
+                candidate = _settled(candidate, config, layout)
                 new_terms = linearise(candidate, config)
                 new_cost, new_weight = robust_cost(candidate, config, new_terms)
                 new_cost += prior_cost(candidate, config, start)
@@ -68,6 +70,30 @@ def adjust(bundle: Bundle, config: BundleConfig) -> Bundle:
         if gain < config.relative_tolerance:
             break
     return replace(bundle, weight=weight, cost=cost)
+
+
+def _settled(bundle: Bundle, config: BundleConfig, layout: Layout) -> Bundle:
+    """The bundle with its points moved to where the moved cameras see them (embedded point iterations, Jeong et
+    al. 2012): without this, steps along the valley between focal length and depth are too bent to be taken."""
+    if not (config.free_points and config.free_poses) or bundle.depth is not None:
+        return bundle
+    points = np.array(bundle.points_in_world, dtype=np.float64, order="C")
+    kernels.settle_points(
+        np.ascontiguousarray(bundle.cam_from_world, np.float64),
+        points,
+        np.ascontiguousarray(bundle.cam_idx, np.int64),
+        layout.by_point,
+        layout.point_starts,
+        np.ascontiguousarray(bundle.xy_px, np.float64),
+        np.ascontiguousarray(bundle.focal_px, np.float64),
+        np.ascontiguousarray(bundle.centre_px, np.float64),
+        kernels.MODELS[bundle.model],
+        np.ascontiguousarray(bundle.distortion, np.float64),
+        float(bundle.sigma_px),
+        kernels.LOSSES[config.loss],
+        float(config.loss_scale),
+    )
+    return replace(bundle, points_in_world=points)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,8 @@ import numpy as np
 
 MODELS = {"pinhole": 0, "radial": 1, "fisheye": 2}
 """Numbers of the lens models in compiled code."""
+LOSSES = {"none": 0, "huber": 1, "cauchy": 2}
+"""Numbers of the robust losses in compiled code."""
 
 
 @numba.njit(cache=True)
@@ -222,3 +224,77 @@ def coupled_steps(w, cam_step, shared_step, cam_idx, point_idx, per_cam, out):
             for i in range(len(shared_step)):
                 value += w[m, j, per_cam + i] * shared_step[i]
             out[p, j] += value
+
+
+@numba.njit(cache=True)
+def _rho(squared, loss, scale):
+    """Robust cost and weight of a squared residual in sigmas."""
+    c2 = scale * scale
+    if loss == 2:
+        return c2 * np.log1p(squared / c2), 1.0 / (1.0 + squared / c2)
+    if loss == 1 and squared > c2:
+        return 2.0 * scale * np.sqrt(squared) - c2, scale / np.sqrt(squared)
+    return squared, 1.0
+
+
+@numba.njit(cache=True)
+def settle_points(
+    cam_from_world, points, cam_idx, by_point, starts, xy, focal, centre, model, k, sigma, loss, scale
+):
+    """Moves each of points [P, 3] (in place) by two Gauss-Newton steps to where the given cameras see it; a step
+    that raises the point's own cost is taken back."""
+    normal, gradient, kept = np.zeros((3, 3)), np.zeros(3), np.zeros(3)
+    for p in range(len(points)):
+        point, cost = points[p], np.inf
+        if starts[p + 1] - starts[p] < 2:
+            continue
+        for iteration in range(3):
+            normal[:], gradient[:], new = 0.0, 0.0, 0.0
+            for m in by_point[starts[p] : starts[p + 1]]:
+                t, f = cam_from_world[cam_idx[m]], focal[cam_idx[m]]
+                z = t[2, 0] * point[0] + t[2, 1] * point[1] + t[2, 2] * point[2] + t[2, 3]
+                if not z > 1e-6:
+                    new += _rho(1e6, loss, scale)[0]
+                    continue
+                x = (t[0, 0] * point[0] + t[0, 1] * point[1] + t[0, 2] * point[2] + t[0, 3]) / z
+                y = (t[1, 0] * point[0] + t[1, 1] * point[1] + t[1, 2] * point[2] + t[1, 3]) / z
+                factor, slope, _, _ = _distort(x * x + y * y, model, k[0], k[1])
+                off_x, off_y = f * factor * x + centre[0] - xy[m, 0], f * factor * y + centre[1] - xy[m, 1]
+                value, weight = _rho((off_x * off_x + off_y * off_y) / (sigma * sigma), loss, scale)
+                new += value
+                a, b = f * (factor + 2 * x * x * slope), f * 2 * x * y * slope
+                c = f * (factor + 2 * y * y * slope)
+                for row in range(2):
+                    if row == 0:
+                        jx, jy, jz, off = a / z, b / z, -(a * x + b * y) / z, off_x
+                    else:
+                        jx, jy, jz, off = b / z, c / z, -(b * x + c * y) / z, off_y
+                    for i in range(3):
+                        by_i = jx * t[0, i] + jy * t[1, i] + jz * t[2, i]
+                        gradient[i] += weight * by_i * off
+                        for j in range(i + 1):
+                            by_j = jx * t[0, j] + jy * t[1, j] + jz * t[2, j]
+                            normal[i, j] += weight * by_i * by_j
+            if new >= cost:
+                point[:] = kept
+                break
+            cost, kept[:] = new, point
+            if iteration == 2 or not _step_down(normal, gradient, point):
+                break
+
+
+@numba.njit(cache=True)
+def _step_down(normal, gradient, point):
+    """Takes the Gauss-Newton step of one point (lower triangle given); False where it is not determined."""
+    d0, d1, d2 = normal[0, 0] * (1 + 1e-6), normal[1, 1] * (1 + 1e-6), normal[2, 2] * (1 + 1e-6)
+    e0, e1, e2 = normal[1, 0], normal[2, 0], normal[2, 1]
+    c00, c01, c02 = d1 * d2 - e2 * e2, e1 * e2 - e0 * d2, e0 * e2 - e1 * d1
+    c11, c12, c22 = d0 * d2 - e1 * e1, e0 * e1 - d0 * e2, d0 * d1 - e0 * e0
+    determinant = d0 * c00 + e0 * c01 + e1 * c02
+    if not determinant > 0.0:
+        return False
+    g0, g1, g2 = gradient
+    point[0] -= (c00 * g0 + c01 * g1 + c02 * g2) / determinant
+    point[1] -= (c01 * g0 + c11 * g1 + c12 * g2) / determinant
+    point[2] -= (c02 * g0 + c12 * g1 + c22 * g2) / determinant
+    return True

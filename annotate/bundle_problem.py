@@ -39,6 +39,8 @@ class BundleConfig:
     """Prior 1-sigma of the change of log focal length between consecutive cameras."""
     centre_sigma_px: float = 0.0
     """1-sigma of a prior that holds the principal point near its start; 0: the principal point is held."""
+    distortion_sigma: tuple[float, float] = (0.0, 0.0)
+    """1-sigma of priors that hold k1 and k2 near zero; 0: none. A tiny one for k2 leaves a one-parameter lens."""
     focal_prior_sigma: float = 0.0
     """1-sigma of a prior on the shared log focal length around its start; 0: no prior."""
 
@@ -227,6 +229,9 @@ def prior_cost(bundle: Bundle, config: BundleConfig, start: Bundle) -> float:
         cost += float((change[0] / config.focal_prior_sigma) ** 2)
     if config.centre_sigma_px > 0:
         cost += float(np.sum(((bundle.centre_px - start.centre_px) / config.centre_sigma_px) ** 2))
+    if config.free_distortion:
+        for k, sigma in zip(bundle.distortion, config.distortion_sigma, strict=True):
+            cost += float((k / sigma) ** 2) if sigma > 0 else 0.0
     return cost
 
 

@@ -116,6 +116,11 @@ def _add_priors(
         information = config.centre_sigma_px**-2
         a[centre, centre] += information
         b[centre] += information * (bundle.centre_px - start.centre_px)
+    if config.free_distortion:
+        for at, k, sigma in zip((-2, -1), bundle.distortion, config.distortion_sigma, strict=True):
+            if sigma > 0:
+                a[at, at] += sigma**-2
+                b[at] += k * sigma**-2
 
 
 def _add_depth(

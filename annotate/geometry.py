@@ -99,13 +99,12 @@ def estimate_geometry(
         return Geometry(degeneracy=label, reconstruction=_turning(tracks, times, turning), sigma=None)
     keyframe_map = map_keyframes(tracks, config.mapping, known, is_known=known is not None)
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
-    # Only now is the map stiff enough to tell a shifted principal point from a turned path.
-    mapper.centre_sigma_px = 0.0 if known is not None else config.sigma.centre_share * tracks.width
     if known is None and choose_lens(mapper, config.lens):
         # Under a strong distortion the pinhole map has lost its borders: map again with the lens found.
+        freedom = mapper.freedom
         keyframe_map = map_keyframes(tracks, config.mapping, mapper.map.intrinsics())
         mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=False)
-    mapper.centre_sigma_px = 0.0 if known is not None else config.sigma.centre_share * tracks.width
+        mapper.freedom = freedom
     _polish(mapper, [keyframe.grey for keyframe in tracks.keyframes], config.refine)
     if not mapper.map.is_posed.any() or not np.isfinite(mapper.map.points).any():
         raise ClipRejected("mapping", "no_map", "no keyframe or no point survived the adjustment")

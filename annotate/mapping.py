@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -118,6 +119,16 @@ def _longest_of_each(keyframe_map: KeyframeMap, count: int) -> np.ndarray:
     return is_used
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraFreedom:
+    """How far an unknown camera may leave the plain one (annotate/lens.py decides)."""
+
+    centre_sigma_px: float = 0.0
+    """1-sigma of the principal point around the image's centre; 0: held there."""
+    distortion_sigma: tuple[float, float] = (0.0, 0.0)
+    """1-sigma of k1 and k2 around zero; 0: no prior."""
+
+
 class Mapper:
     """Grows and adjusts a KeyframeMap; the map itself is replaced or written in place."""
 
@@ -127,7 +138,7 @@ class Mapper:
         self.map, self.config = start, config
         self.max_error_px, self.known_focal = max_error_px, known_focal
         self.is_used: np.ndarray | None = None
-        self.centre_sigma_px = 0.0
+        self.freedom = CameraFreedom()
         self.index()
 
     def index(self) -> None:
@@ -396,16 +407,22 @@ class Mapper:
         )
         return bundle, (keyframes, tracks)
 
+    def camera_config(self, **settings: Any) -> BundleConfig:
+        """Settings of an adjustment that frees what is unknown of the camera; nothing where it was given."""
+        free = not self.known_focal
+        return BundleConfig(
+            free_focal=free,
+            free_distortion=free and self.map.model != "pinhole",
+            distortion_sigma=self.freedom.distortion_sigma,
+            centre_sigma_px=self.freedom.centre_sigma_px if free else 0.0,
+            **settings,
+        )
+
     def adjust_all(self, *, max_iterations: int, free_focal: bool = True) -> None:
         """Adjusts all posed keyframes, all points and, unless it was given, the camera."""
-        free_focal = free_focal and not self.known_focal
-        config = BundleConfig(
-            max_iterations=max_iterations,
-            relative_tolerance=1e-4,
-            free_focal=free_focal,
-            free_distortion=free_focal and self.map.model != "pinhole",
-            centre_sigma_px=self.centre_sigma_px,
-        )
+        config = self.camera_config(max_iterations=max_iterations, relative_tolerance=1e-4)
+        if not free_focal:
+            config = replace(config, free_focal=False, free_distortion=False, centre_sigma_px=0.0)
         self._run(self._rows(), config, None)
 
     def _adjust_local(self, kf: int) -> None:

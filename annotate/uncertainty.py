@@ -9,13 +9,12 @@ formal covariance is too small; `inflation` is the factor measured on sequences 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from worldline.annotate.all_frames import FramePoses
 from worldline.annotate.bundle import covariance
-from worldline.annotate.bundle_problem import BundleConfig
 from worldline.annotate.mapping import Mapper
 from worldline.annotate.tracks import Tracks
 
@@ -46,11 +45,9 @@ class FrameSigma:
 def frame_sigmas(tracks: Tracks, mapper: Mapper, poses: FramePoses, config: SigmaConfig) -> FrameSigma:
     """Error bars of all frames; all NaN where the adjustment leaves the poses undetermined."""
     bundle, keyframes = mapper.adjusted_bundle()
-    bundle_config = BundleConfig(
-        free_focal=not mapper.known_focal,
-        centre_sigma_px=mapper.centre_sigma_px,
-        free_distortion=bundle.model != "pinhole" and not mapper.known_focal,
-    )
+    # A principal point that the adjustment held is no better known for it.
+    centre_sigma_px = 0.0 if mapper.known_focal else config.centre_share * tracks.width
+    bundle_config = replace(mapper.camera_config(), centre_sigma_px=centre_sigma_px)
     num_frames = tracks.num_frames
     unknown = np.full(num_frames, np.nan)
     try:
