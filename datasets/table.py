@@ -71,6 +71,12 @@ def assemble_bucket(dataset: DatasetDir, bucket: str, tool_version: str) -> bool
         # Once more: units that another job finished meanwhile must not stay hidden behind this file.
 
 
+def is_up_to_date(dataset: DatasetDir, bucket: str) -> bool:
+    """Whether the bucket's tables were made from the units and records that lie there now."""
+    stamp = dataset.root / "stages" / "tables" / f"{bucket}.json"
+    return stamp.exists() and json.loads(stamp.read_text()) == _listing_digest(dataset, bucket)
+
+
 def summary(root: Path) -> dict[str, Any]:
     """Counts and totals of a dataset folder, read column by column; ValueError where there is no table."""
     found: dict[str, Any] = {"dataset": str(root)}

@@ -35,6 +35,17 @@ COMMANDS = {
     "lint": Command(
         "worldline.evaluate.lint", "LintConfig", "look for wrong axes, directions, origins and units"
     ),
+    "shard": Command(
+        "worldline.ray_jobs.shard", "ShardConfig", "scenes to WebDataset shards with a Parquet index, on Ray"
+    ),
+    "verify": Command(
+        "worldline.datasets.verify", "VerifyConfig", "check a folder byte for byte, and mend it"
+    ),
+    "append": Command("worldline.datasets.append", "AppendConfig", "add another dataset folder's work"),
+    "compact": Command("worldline.datasets.compact", "CompactConfig", "remove what is superseded"),
+    "delete": Command(
+        "worldline.datasets.withdraw", "WithdrawConfig", "delete a source or licence, with a log"
+    ),
     "generate": Command(
         "worldline.train.generate", "GenerateConfig", "a video from an image, a caption and a camera path"
     ),
