@@ -23,6 +23,8 @@ FORMATS: dict[str, str] = {
     "omniworld": "worldline.datasets.formats.omniworld:write_omniworld",
     "sana_wm": "worldline.datasets.formats.sana_wm:write_sana_wm",
     "sana_wm_bench": "worldline.datasets.formats.sana_wm:write_sana_wm_bench",
+    "hugging_face": "worldline.datasets.formats.hugging_face:write_hugging_face",
+    "rerun": "worldline.datasets.formats.rerun_recording:write_rerun",
 }
 """Exporters, each (clip, out path) -> None."""
 
@@ -38,11 +40,13 @@ READERS: dict[str, str] = {
     "omniworld": "worldline.datasets.formats.omniworld:read_omniworld",
     "sana_wm": "worldline.datasets.formats.sana_wm:read_sana_wm",
     "sana_wm_bench": "worldline.datasets.formats.sana_wm:read_sana_wm_bench",
+    "hugging_face": "worldline.datasets.formats.hugging_face:read_hugging_face",
+    "rerun": "worldline.datasets.formats.rerun_recording:read_rerun",
 }
 """Importers, each (path, *, fps=None, width=None, height=None) -> PosedClip; the keywords supply what a
 format lacks."""
 
-EXTRAS = {"open3d": "cloud"}
+EXTRAS = {"open3d": "cloud", "rerun": "rerun"}
 """A package that a format needs -> the pip extra that brings it."""
 
 

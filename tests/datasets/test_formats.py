@@ -5,8 +5,10 @@ import zipfile
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pycolmap
 import pytest
+import yaml
 from scipy.spatial.transform import Rotation
 
 from worldline.annotate.camera import Intrinsics, invert, pixel_centres, project, transform, unproject
@@ -20,7 +22,7 @@ from worldline.datasets.schema import MissingBackend
 
 HALF = np.sqrt(0.5)
 SIZE = {"width": 640, "height": 360}
-FOLDERS = ("colmap", "colmap_text", "vipe", "spatialvid", "sekai", "omniworld", "sana_wm")
+FOLDERS = ("colmap", "colmap_text", "vipe", "spatialvid", "sekai", "omniworld", "sana_wm", "hugging_face")
 ROUND_TRIPS = [name for name in READERS if name != "tum"]
 
 
@@ -100,6 +102,35 @@ def test_colmap_text_by_hand(tmp_path):
     assert numbers[9] == "frame_000001.png"
     cameras = [line for line in (path / "cameras.txt").read_text().splitlines() if not line.startswith("#")]
     assert cameras[0].split() == ["1", "PINHOLE", "640", "360", "320", "320", "320", "180"]
+
+
+def test_hugging_face_by_hand(tmp_path):
+    path = written(by_hand(), tmp_path, "hugging_face")
+    row = pq.read_table(path / "data").to_pylist()[0]
+    np.testing.assert_array_equal(row["world_from_cam"][12:], [0, 0, 1, 1, 0, 1, 0, 2, -1, 0, 0, 3])
+    assert row["fxfycxcy_px"] == 2 * [320.0, 320, 320, 180]
+    assert (row["timestamps_s"], row["scale_status"], row["width"]) == ([0.5, 0.75], "metric", 640)
+    _, front, text = (path / "README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(front)
+    assert card["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    assert "OpenCV" in text
+
+
+def test_rerun_by_hand(tmp_path):
+    """As the viewer reads it: its own columns, single precision, matrices column by column."""
+    import rerun.chunk
+
+    found = {}
+    for chunk in rerun.chunk.RrdReader(written(by_hand(), tmp_path, "rerun")).stream():
+        if str(chunk.entity_path) == "/world/camera":
+            batch = chunk.to_record_batch()
+            found |= {name: batch[name].to_pylist() for name in batch.schema.names}
+    assert found["frame"] == [0, 1]
+    assert [time.total_seconds() for time in found["video_time"]] == [0.5, 0.75]
+    assert found["Transform3D:translation"][1] == [[1, 2, 3]]
+    assert found["Transform3D:mat3x3"][1] == [[0, 0, -1, 0, 1, 0, 1, 0, 0]]
+    assert found["Pinhole:image_from_camera"][1] == [[320, 0, 0, 0, 320, 0, 320, 180, 1]]
+    assert found["Pinhole:resolution"][1] == [[640, 360]]
 
 
 def test_realestate10k_by_hand(tmp_path):
@@ -210,12 +241,15 @@ def test_round_trip(tmp_path, name):
         )
     size = SIZE if name in ("realestate10k", "sana_wm_bench") else {}
     read = importer(name)(written(clip, tmp_path, name), **size)
-    atol = 2e-6 if name in ("vipe", "sana_wm", "sana_wm_bench") else 1e-8
+    atol = 2e-6 if name in ("vipe", "sana_wm", "sana_wm_bench", "rerun") else 1e-8
     assert_same(read, clip, atol)
     assert read.scale_status == ("metric" if name != "realestate10k" else None)
 
 
-@pytest.mark.parametrize("name", ["colmap", "colmap_text", "nerfstudio", "vipe", "spatialvid", "omniworld"])
+@pytest.mark.parametrize(
+    "name",
+    ["colmap", "colmap_text", "nerfstudio", "vipe", "spatialvid", "omniworld", "hugging_face", "rerun"],
+)
 def test_frames_without_a_pose_come_back_without_one(tmp_path, name):
     clip = wandering(missing=(0, 4, 8), zoom=name != "omniworld")
     assert_same(importer(name)(written(clip, tmp_path, name)), clip, 2e-6)
@@ -231,7 +265,7 @@ def test_times_name_the_frames_in_line_formats(tmp_path):
         np.testing.assert_allclose(read.world_from_cam, clip.world_from_cam[keep], atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["colmap", "nerfstudio"])
+@pytest.mark.parametrize("name", ["colmap", "nerfstudio", "hugging_face"])
 @pytest.mark.parametrize("square", [True, False])
 @pytest.mark.parametrize(("model", "distortion"), [("radial", (-0.1, 0.02)), ("fisheye", (-0.02, 0.003))])
 def test_distortion_goes_where_there_is_a_place(tmp_path, name, square, model, distortion):
@@ -242,7 +276,8 @@ def test_distortion_goes_where_there_is_a_place(tmp_path, name, square, model, d
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in FORMATS if n not in ("colmap", "colmap_text", "nerfstudio", "tum", "ply")]
+    "name",
+    [n for n in FORMATS if n not in ("colmap", "colmap_text", "nerfstudio", "hugging_face", "tum", "ply")],
 )
 def test_distortion_is_refused_elsewhere(tmp_path, name):
     with pytest.raises(ValueError, match="no place for lens distortion"):
@@ -272,7 +307,7 @@ def test_unknown_scale_is_refused_where_metres_are_read(tmp_path, name):
 # Files that others made
 
 
-@pytest.mark.parametrize("name", [n for n in FOLDERS if n != "sana_wm"])
+@pytest.mark.parametrize("name", [n for n in FOLDERS if n not in ("sana_wm", "hugging_face")])
 def test_foreign_files_ask_for_what_they_lack(tmp_path, name):
     clip = wandering(zoom=name != "omniworld")
     path = written(clip, tmp_path, name)
