@@ -13,6 +13,7 @@ import tyro
 from worldline.datasets.formats.registry import exporter
 from worldline.datasets.posed_clip import load_clip
 from worldline.datasets.schema import MissingBackend
+from worldline.datasets.shots import load_shot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,13 +28,24 @@ class ExportConfig:
     """File to write, or folder for formats that are one; it must not exist."""
     clip: str | None = None
     """Clip id or a unique start of it; may be left out where the folder has one clip with a path."""
+    shot: str | None = None
+    """Instead of a clip a whole shot, of which long videos have many clips: shot id or a unique start of it
+    (`DIR/shots`); "" where the folder has only one."""
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and self.shot is not None:
+            raise ValueError("--clip and --shot: name one of them")
 
 
 def export(config: ExportConfig) -> None:
     """Writes the clip under a temporary name, then renames it. Raises ValueError, FileExistsError,
     MissingBackend."""
     write = exporter(config.format)
-    clip = load_clip(config.dataset, config.clip)
+    clip = (
+        load_clip(config.dataset, config.clip)
+        if config.shot is None
+        else load_shot(config.dataset, config.shot)
+    )
     if config.out.exists():
         raise FileExistsError(f"{config.out} exists; remove it or name another")
     config.out.parent.mkdir(parents=True, exist_ok=True)

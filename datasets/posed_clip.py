@@ -128,7 +128,7 @@ def clip_from_row(row: dict[str, Any], dataset_dir: Path) -> PosedClip:
         clip_id=row["clip_id"],
         timestamps_s=np.array(row["timestamps_s"], dtype=np.float64),
         world_from_cam=poses,
-        intrinsics=_intrinsics(row),
+        intrinsics=intrinsics_of_row(row),
         scale_status=row.get("scale_status"),
         scale_sigma=row.get("scale_sigma"),
         sigma_translation=None if sigma is None else np.array(sigma, dtype=np.float64),
@@ -138,7 +138,8 @@ def clip_from_row(row: dict[str, Any], dataset_dir: Path) -> PosedClip:
     )
 
 
-def _intrinsics(row: dict[str, Any]) -> Intrinsics | None:
+def intrinsics_of_row(row: dict[str, Any]) -> Intrinsics | None:
+    """The cameras of a row of trajectories/ or shots/, fxfycxcy_px [T, 4]; None where it knows none."""
     if not row.get("fxfycxcy_px"):
         return None
     return Intrinsics(

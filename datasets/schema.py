@@ -206,6 +206,62 @@ TRAJECTORIES = pa.schema(
 )
 
 
+SHOTS = pa.schema(
+    [
+        _field("shot_id", _TEXT, "uuid5 of (video_id, shot_idx, first frame's time)", nullable=False),
+        _field("video_id", _TEXT, "the video's content hash", nullable=False),
+        *_PROVENANCE,
+        _field("shot_idx", _INT, "counts the shots of the video from 0", nullable=False),
+        _field("piece_idx", _INT, "counts the unbroken stretches of the shot's path from 0", nullable=False),
+        _field("num_pieces", _INT, "of the shot: 1 where the path never breaks", nullable=False),
+        _field("start_s", _REAL, "time of the first frame", "s", nullable=False),
+        _field("end_s", _REAL, "time just after the last frame", "s", nullable=False),
+        _field("clip_ids", pa.list_(_TEXT), "the rows of trajectories/ it is made of, in order of time"),
+        _field("width", _INT, "frame width that fxfycxcy_px refers to", "px"),
+        _field("height", _INT, "frame height that fxfycxcy_px refers to", "px"),
+        _field("num_frames", _INT, "frames: the length of every per-frame list"),
+        _field("timestamps_s", pa.list_(_REAL), "container time of each frame, each once", "s"),
+        _field("world_from_cam", pa.list_(_REAL), "12 a frame; NaN where is_registered is false"),
+        _field("fxfycxcy_px", pa.list_(_REAL), "4 a frame, of the frame's clip", "px"),
+        _field("camera_model", _TEXT, "where all clips have the same; null: see their rows"),
+        _field("distortion", pa.list_(_REAL), "where all clips have the same; null: see their rows"),
+        _field("clip_idx", pa.list_(_INT), "index into clip_ids of the clip each frame's lens is from"),
+        _field("is_registered", pa.list_(_FLAG), "whether the frame has a pose"),
+        _field(
+            "sigma_translation",
+            pa.list_(_REAL),
+            "1-sigma of the camera centre, per axis (rms), a frame: of the clip and of its place in the shot",
+            "length_unit",
+        ),
+        _field(
+            "sigma_rotation_rad", pa.list_(_REAL), "1-sigma of the rotation, per axis (rms), a frame", "rad"
+        ),
+        _field("num_registered", _INT, "frames with a pose"),
+        _field("scale_status", _TEXT, "metric where a clip of it is, else up_to_scale; null without a path"),
+        _field("scale_sigma", _REAL, "relative 1-sigma of the metre; null: unknown"),
+        _field("scale_spread", _REAL, "standard deviation of the clips' own metres, log; null: under two"),
+        _field("path_length", _REAL, "length of the camera's path", "length_unit"),
+        _field(
+            "joints",
+            _TEXT,
+            "JSON list of {first, second, is_loop, num_frames, num_points, log_scale_sigma, residual}: how clips "
+            "were joined; residual in sigmas",
+        ),
+        _field("num_loops", _INT, "joints that close a loop"),
+        *_OUTCOME[:2],
+        *_VERSIONS,
+    ],
+    metadata=VIDEOS.metadata,
+)
+"""`DIR/shots/*.parquet`: the windows of each shot as one path. `reason` of an ok row says why it ends before the
+shot does."""
+
+
+def shot_id(video_id: str, shot_idx: int, start_s: float) -> str:
+    """The identity of one piece of a shot's path."""
+    return str(uuid.uuid5(_NAMESPACE, f"{video_id}:shot {shot_idx}:{round(start_s * 1e6)}"))
+
+
 def clip_id(video_id: str, start_s: float, end_s: float) -> str:
     """The clip's identity: equal content and span give an equal id on every machine; times count to the microsecond."""
     return str(uuid.uuid5(_NAMESPACE, f"{video_id}:{round(start_s * 1e6)}:{round(end_s * 1e6)}"))

@@ -35,6 +35,7 @@ from worldline.annotate.clip import ClipConfig
 from worldline.annotate.scenes import SceneConfig
 from worldline.datasets.commit_log import DISK_FULL_ERRORS, replace_file
 from worldline.datasets.dataset_dir import DatasetDir
+from worldline.datasets.shots import assemble_shots
 from worldline.datasets.table import assemble_bucket
 from worldline.ray_jobs.inputs import list_inputs
 from worldline.ray_jobs.progress import (
@@ -158,6 +159,8 @@ def run_job(config: JobConfig, console: Console, work: Work | None = None) -> Ta
             for scene_row in ScanVideo(work)(row):
                 tally.add(annotate(scene_row))
         _assemble(dataset, tally.buckets)
+        for bucket in sorted(tally.buckets):
+            assemble_shots(dataset, bucket)
         return tally
     started = start_ray(config.run)
     try:
@@ -165,6 +168,7 @@ def run_job(config: JobConfig, console: Console, work: Work | None = None) -> Ta
             config, dataset, pipeline(chunks, work, _num_workers(config.run)), work.run_id, tally, console
         )
         _assemble_on_ray(dataset, tally.buckets)
+        _join_shots_on_ray(dataset, tally.buckets)
     finally:
         if started:
             ray.shutdown()
@@ -301,6 +305,12 @@ def _assemble_on_ray(dataset: DatasetDir, buckets: set[str]) -> None:
     assemble = ray.remote(num_cpus=0.05)(assemble_bucket)
     waiting = [assemble.remote(dataset, bucket, worldline.__version__) for bucket in sorted(buckets)]
     ray.get(waiting)
+
+
+def _join_shots_on_ray(dataset: DatasetDir, buckets: set[str]) -> None:
+    """Once, when all windows of all shots are there; a whole CPU each, since long shots take seconds."""
+    join = ray.remote(num_cpus=1)(assemble_shots)
+    ray.get([join.remote(dataset, bucket) for bucket in sorted(buckets)])
 
 
 def main(config: JobConfig, work: Work | None = None) -> int:

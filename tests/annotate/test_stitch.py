@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from worldline.annotate import stitch
 from worldline.annotate.camera import (
     Intrinsics,
     compose,
@@ -217,6 +218,19 @@ def test_metres_of_the_windows_are_averaged_and_carried_to_those_without() -> No
     # Two windows with one cue's error in common know the metre no better than one.
     assert piece.scale_sigma == pytest.approx(0.05, rel=0.02)
     assert piece.scale_spread == pytest.approx(0.03, rel=0.02)
+
+
+def test_the_sparse_solution_of_long_shots_is_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shot = _Shot(300)
+    windows = [
+        shot.window(k, k + 60, scale=1 + 0.001 * k, noise=0.01, is_metric=k % 90 == 0, sigma=0.05)
+        for k in range(0, 241, 45)
+    ]
+    (dense,) = stitch_shot(windows, StitchConfig())
+    monkeypatch.setattr(stitch, "_DENSE_WINDOWS", 0)
+    (sparse,) = stitch_shot(windows, StitchConfig())
+    np.testing.assert_allclose(sparse.world_from_cam, dense.world_from_cam, atol=1e-3)
+    np.testing.assert_allclose(sparse.sigma_translation, dense.sigma_translation, rtol=1e-2)
 
 
 def test_error_bars_grow_along_the_chain() -> None:
