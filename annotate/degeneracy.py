@@ -21,6 +21,8 @@ from worldline.annotate.tracks import Tracks
 
 _TRACKS_PER_KEYFRAME = 150
 """Tracks of each keyframe in the rotation fit."""
+_HOPELESS = 0.35
+"""Inlier share of the first rotation fit under which no other focal length is tried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,16 @@ class DegeneracyConfig:
     """Median residual up to which turning alone explains a clip."""
     rotation_inlier_share: float = 0.88
     """Share of observations within three times rotation_px that must agree with turning alone."""
+    background_share: float = 0.5
+    """Share of points that turning must explain before the others can count as moving by themselves."""
+    moving_cells: float = 0.45
+    """Share of the image that these others may cover at most."""
+    moving_width: float = 0.6
+    """Widest patch of them, as a share of the image's width: ground reaches from side to side, people do not."""
+    gain_over_turning: float = 1.5
+    """Factor by which a path must explain the background better than turning does (median residual)."""
+    gain_over_zoom: float = 1.9
+    """The same where the rotation fit zooms."""
     zoom_log_range: float = 0.04
     """Range of the log focal length over a turning clip from which it counts as zooming."""
 
@@ -104,6 +116,8 @@ def fit_rotation(
         fit = _fit_rotation(tracks, chosen, kf_idx, track_idx, xy, focal)
         if fit is not None and (best is None or fit.median_px < best.median_px):
             best = fit
+        if best is not None and best.inlier_share < _HOPELESS:
+            break  # The focal length was free: other starts do not make a travelling camera turn.
     return best
 
 

@@ -1,7 +1,7 @@
 """Geometry of one clip: frames in, a degeneracy label and, where there is one, the camera path with error
 bars out.
 
-tracks -> still? -> only turning? -> keyframe map -> lens -> sharper and longer tracks -> poses of all frames
+tracks -> still? -> moving things out -> keyframe map -> only turning? -> lens -> sharper and longer tracks -> poses of all frames
 -> covariance. No weights, no GPU. Known intrinsics are held; unknown ones are estimated with the path.
 """
 
@@ -26,9 +26,11 @@ from worldline.annotate.degeneracy import (
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.lens import LensConfig, choose_lens
 from worldline.annotate.mapping import Mapper, MappingConfig, map_keyframes
+from worldline.annotate.moving import MovingConfig, find_moving
 from worldline.annotate.reconstruction import Reconstruction
 from worldline.annotate.refine import RefineConfig, find_again, refine_observations
-from worldline.annotate.tracks import TrackConfig, Tracks, track_points
+from worldline.annotate.tracks import TrackConfig, Tracks, track_points, without
+from worldline.annotate.turning import may_only_turn, only_turns
 from worldline.annotate.uncertainty import FrameSigma, SigmaConfig, frame_sigmas
 from worldline.datasets.schema import ClipRejected
 
@@ -45,6 +47,7 @@ class GeometryConfig:
     tracks: TrackConfig = field(default_factory=TrackConfig)
     mapping: MappingConfig = field(default_factory=MappingConfig)
     degeneracy: DegeneracyConfig = field(default_factory=DegeneracyConfig)
+    moving: MovingConfig = field(default_factory=MovingConfig)
     lens: LensConfig = field(default_factory=LensConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     sigma: SigmaConfig = field(default_factory=SigmaConfig)
@@ -93,11 +96,18 @@ def estimate_geometry(
         guesses = [float(known.resized(tracks.width, tracks.height).fxfycxcy_px[0])]
     else:
         guesses = [share * longer for share in config.mapping.focal_guesses]
+    tracks = without(tracks, find_moving(tracks, config.moving))
     turning = fit_rotation(tracks, guesses)
-    if turning is not None and is_explained(turning, tracks, config.degeneracy):
-        label = "zoom" if is_zooming(turning, config.degeneracy) else "pure_rotation"
-        return Geometry(degeneracy=label, reconstruction=_turning(tracks, times, turning), sigma=None)
-    keyframe_map = map_keyframes(tracks, config.mapping, known, is_known=known is not None)
+    if turning is not None and not may_only_turn(turning, tracks, config.degeneracy):
+        turning = None
+    try:
+        keyframe_map = map_keyframes(tracks, config.mapping, known, is_known=known is not None)
+    except ClipRejected:
+        if turning is not None and is_explained(turning, tracks, config.degeneracy):
+            return _resting(tracks, times, turning, config)
+        raise
+    if turning is not None and only_turns(turning, keyframe_map, tracks, config.degeneracy):
+        return _resting(tracks, times, turning, config)
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
     if known is None and choose_lens(mapper, config.lens):
         # Under a strong distortion the pinhole map has lost its borders: map again with the lens found.
@@ -112,6 +122,11 @@ def estimate_geometry(
         adjust_map(mapper, tracks)
     poses = pose_all_frames(tracks, mapper.map, max_error_px=mapper.max_error_px)
     return _conclude(tracks, times, mapper, poses, config)
+
+
+def _resting(tracks: Tracks, times: np.ndarray, turning: RotationFit, config: GeometryConfig) -> Geometry:
+    label = "zoom" if is_zooming(turning, config.degeneracy) else "pure_rotation"
+    return Geometry(degeneracy=label, reconstruction=_turning(tracks, times, turning), sigma=None)
 
 
 def _polish(mapper: Mapper, greys: Sequence[np.ndarray], config: RefineConfig) -> None:

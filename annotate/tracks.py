@@ -10,7 +10,7 @@ points, with which places seen again are recognised later.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -75,6 +75,31 @@ class Tracks:
     lost."""
     is_lost: np.ndarray
     """[T] bool: no track leads from the frame before to this one."""
+
+
+def without(tracks: Tracks, is_dropped: np.ndarray) -> Tracks:
+    """The tracks but for those marked in is_dropped [N]; the others keep their numbers."""
+    if not is_dropped.any():
+        return tracks
+    rows = ~is_dropped[tracks.track_idx]
+    keyframes = []
+    for keyframe in tracks.keyframes:
+        kept = ~is_dropped[keyframe.track_idx]
+        keyframes.append(
+            replace(
+                keyframe,
+                track_idx=keyframe.track_idx[kept],
+                descriptors=keyframe.descriptors[kept],
+                rgb=keyframe.rgb[kept],
+            )
+        )
+    return replace(
+        tracks,
+        frame_idx=tracks.frame_idx[rows],
+        track_idx=tracks.track_idx[rows],
+        xy_px=tracks.xy_px[rows],
+        keyframes=tuple(keyframes),
+    )
 
 
 def track_points(frames: Iterable[tuple[np.ndarray, np.ndarray]], config: TrackConfig) -> Tracks:
