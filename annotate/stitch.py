@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import least_squares
-from scipy.sparse import lil_matrix
 from scipy.spatial.transform import Rotation, Slerp
 
 from worldline.annotate.camera import Sim3, compose, hat, invert, rotation_from_rotvec, rotvec_from_rotation
@@ -36,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 _GIVEN_SIGMA = 0.002
 """Relative doubt about a metre that a user gave."""
-_DENSE_WINDOWS = 20
-"""Up to so many windows the graph is solved with dense matrices, which is exact and quick."""
+_STEP = 1e-6
+"""Of the central differences."""
 _LOOP_LOSS = 3.0
 """Residual in sigmas beyond which a loop counts less and less: one false loop must not bend the path."""
 
@@ -196,16 +195,10 @@ class _Graph:
         found = least_squares(
             lambda x: self._residuals(self._moved(start, x)),
             np.zeros(int(self.is_free.sum())),
-            method="trf",
-            ftol=1e-12,
-            xtol=1e-12,
-            gtol=1e-12,
-            max_nfev=300,
-            jac_sparsity=self._sparsity() if count > _DENSE_WINDOWS else None,
+            jac=lambda x: self._jacobian(self._moved(start, x), x),
         )
         nodes = self._moved(start, found.x)
-        jacobian = found.jac.toarray() if count > _DENSE_WINDOWS else found.jac
-        information = jacobian.T @ jacobian
+        information = found.jac.T @ found.jac
         inverse = np.linalg.pinv(information, hermitian=True)
         covariance[np.ix_(self.is_free, self.is_free)] = inverse
         return nodes, _blocks(covariance, count)
@@ -226,24 +219,27 @@ class _Graph:
     def _moved(self, nodes: list[Sim3], x: np.ndarray) -> list[Sim3]:
         full = np.zeros(7 * len(nodes))
         full[self.is_free] = x
-        return [
-            Sim3(
-                scale=node.scale * math.exp(step[3]),
-                rotation=rotation_from_rotvec(step[:3]) @ node.rotation,
-                translation=node.translation + step[4:],
-            )
-            for node, step in zip(nodes, full.reshape(-1, 7), strict=True)
-        ]
+        return [_applied(node, step) for node, step in zip(nodes, full.reshape(-1, 7), strict=True)]
 
-    def _sparsity(self) -> lil_matrix:
-        """Which residual depends on which unknown: lets finite differences go in a few passes for any length."""
-        rows = lil_matrix((7 * len(self.edges) + len(self.metric), len(self.is_free)), dtype=np.int8)
-        for k, (a, b, _) in enumerate(self.edges):
+    def _jacobian(self, nodes: list[Sim3], x: np.ndarray) -> np.ndarray:
+        """Central differences of each edge by its own two nodes: cost grows with the edges, not with their
+        square. `nodes` are those of x, and a step is taken on top of it, which agrees to first order with a
+        change of x since the steps are small."""
+        del x
+        size = 7 * len(self.edges) + len(self.metric)
+        jacobian = np.zeros((size, 7 * len(nodes)))
+        for k, (a, b, joint) in enumerate(self.edges):
             for node in (a, b):
-                rows[7 * k : 7 * k + 7, 7 * node : 7 * node + 7] = 1
+                for axis in range(7):
+                    sides = []
+                    for step in (_STEP, -_STEP):
+                        moved = {a: nodes[a], b: nodes[b]}
+                        moved[node] = _stepped(nodes[node], axis, step)
+                        sides.append(_loss(_edge_residual(moved[a], moved[b], joint), joint))
+                    jacobian[7 * k : 7 * k + 7, 7 * node + axis] = (sides[0] - sides[1]) / (2 * _STEP)
         for k, node in enumerate(self.metric):
-            rows[7 * len(self.edges) + k, 7 * node + 3] = 1
-        return rows[:, np.flatnonzero(self.is_free)]
+            jacobian[7 * len(self.edges) + k, 7 * node + 3] = 1 / self._scale_sigma(node)
+        return jacobian[:, self.is_free]
 
     def _scale_sigma(self, k: int) -> float:
         """Cues of one shot share their systematic error, so that n windows together know the metre no better
@@ -254,11 +250,7 @@ class _Graph:
     def _residuals(self, nodes: list[Sim3]) -> np.ndarray:
         parts = []
         for a, b, joint in self.edges:
-            residual = _edge_residual(nodes[a], nodes[b], joint)
-            if joint.is_loop:
-                squared = float(residual @ residual)
-                residual = residual * math.sqrt(_robust(squared) / max(squared, 1e-12))
-            parts.append(residual)
+            parts.append(_loss(_edge_residual(nodes[a], nodes[b], joint), joint))
         parts += [np.array([math.log(nodes[k].scale) / self._scale_sigma(k)]) for k in self.metric]
         return np.concatenate(parts)
 
@@ -280,10 +272,27 @@ def _edge_residual(node_a: Sim3, node_b: Sim3, joint: Joint) -> np.ndarray:
     )
 
 
-def _robust(squared: float) -> float:
-    """Cauchy's loss, with its scale for seven residuals at once."""
-    limit = 7 * _LOOP_LOSS**2
-    return limit * math.log1p(squared / limit)
+def _loss(residual: np.ndarray, joint: Joint) -> np.ndarray:
+    """The residuals whose squares are summed: of a loop shortened as Cauchy's loss says, all seven alike."""
+    if not joint.is_loop:
+        return residual
+    squared, limit = float(residual @ residual), 7 * _LOOP_LOSS**2
+    return residual * math.sqrt(limit * math.log1p(squared / limit) / max(squared, 1e-12))
+
+
+def _stepped(node: Sim3, axis: int, step: float) -> Sim3:
+    """A node moved along one of its seven unknowns (w, l, d)."""
+    change = np.zeros(7)
+    change[axis] = step
+    return _applied(node, change)
+
+
+def _applied(node: Sim3, change: np.ndarray) -> Sim3:
+    return Sim3(
+        scale=node.scale * math.exp(change[3]),
+        rotation=rotation_from_rotvec(change[:3]) @ node.rotation,
+        translation=node.translation + change[4:],
+    )
 
 
 def _compose(a_from_b: Sim3, b_from_c: Sim3) -> Sim3:
