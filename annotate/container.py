@@ -93,7 +93,8 @@ def first_frame(container: av.container.InputContainer, stream: av.VideoStream) 
 
 
 def seconds(pts: int | None, time_base: Fraction | None) -> float | None:
-    return None if pts is None or time_base is None else float(pts * time_base)
+    # Rounds as float(pts * time_base) does, without making a fraction.
+    return None if pts is None or not time_base else pts * time_base.numerator / time_base.denominator
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,9 @@ Thresholds were set on cross-fades between, and raw footage of, hand-held, walki
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -22,6 +24,10 @@ WINDOWS_S = (0.3, 0.6, 1.1, 1.8)
 """Lengths between the two ends that are compared; dissolves of half to nearly thrice a length are seen by
 it.
 """
+
+_LOOK_EVERY_S = 0.06
+_MIN_STEPS = 4
+"""Frames after the first that a comparison needs, however slow the video."""
 
 _MIN_CHANGE = 15.0
 _MAX_LIKENESS = 0.6
@@ -71,15 +77,17 @@ def _likeness(a: np.ndarray, b: np.ndarray) -> float:
 
     What is black in both does not count: bars around the picture are the same in every shot.
     """
-    is_lit = (np.maximum(a, b).max(axis=-1) > _BLACK).astype(np.uint8)
+    brightest = np.maximum(a, b)
+    brightest = np.maximum(np.maximum(brightest[..., 0], brightest[..., 1]), brightest[..., 2])
     # Smoothing carried the picture over the bars' edges, which are alike too.
-    is_lit = cv2.erode(is_lit, np.ones((5, 5), np.uint8)).astype(bool)
-    if is_lit.mean() < 0.05:
+    is_lit = cv2.erode((brightest > _BLACK).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+    num_lit = np.count_nonzero(is_lit)
+    if num_lit < 0.05 * is_lit.size:
         return 0.0
-    a, b = a[is_lit], b[is_lit]  # [K, 3]
-    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-    norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum()) / norm if norm > 1e-3 * a.size else 0.0
+    a, b = (x.reshape(-1, 3) if num_lit == is_lit.size else x[is_lit] for x in (a, b))  # [K, 3]
+    a, b = (x - np.ones(len(x), x.dtype) @ x / len(x) for x in (a, b))
+    norm = float(np.sqrt(np.vdot(a, a) * np.vdot(b, b)))
+    return float(np.vdot(a, b)) / norm if norm > 1e-3 * a.size else 0.0
 
 
 def _flow_warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -93,41 +101,52 @@ def _flow_warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return _thumb(moved)
 
 
-class DissolveFinder:
-    """Finds dissolves in consecutive frames; remembers two seconds of small pictures."""
+def _nearest(times_s: list[float], time_s: float) -> int:
+    """Position of the time closest to `time_s`; the earlier one of two equally close."""
+    after = bisect.bisect_left(times_s, time_s)
+    if after in (0, len(times_s)):
+        return min(after, len(times_s) - 1)
+    return after - (time_s - times_s[after - 1] < times_s[after] - time_s + 1e-6)
 
-    def __init__(self, fps: float) -> None:
-        self._lengths = sorted({max(4, round(window_s * fps)) for window_s in WINDOWS_S})
-        self._hop = max(1, round(0.07 * fps))
-        self._recent: deque[tuple[int, np.ndarray, np.ndarray]] = deque(maxlen=self._lengths[-1] + 1)
-        self._count = 0
+
+class DissolveFinder:
+    """Finds dissolves in frames that follow one another; remembers two seconds of small pictures."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[Frame, np.ndarray]] = deque()
+        self._next_look_s = -math.inf
         self._found: list[Transition] = []
 
     def push(self, frame: Frame) -> None:
         """Takes the next frame, at 160x90 or so."""
-        self._recent.append((frame.index, frame.image, _thumb(frame.image)))
-        self._count += 1
-        if self._count % self._hop:
+        self._recent.append((frame, _thumb(frame.image)))
+        now_s = frame.timestamp_s
+        while len(self._recent) > _MIN_STEPS + 1 and self._recent[1][0].timestamp_s < now_s - WINDOWS_S[-1]:
+            self._recent.popleft()
+        if now_s < self._next_look_s:
             return
-        for length in self._lengths:
-            if length < len(self._recent) and (extent := self._extent(length)):
+        self._next_look_s = now_s + _LOOK_EVERY_S
+        times_s = [seen.timestamp_s for seen, _ in self._recent]
+        for first_at in sorted({_nearest(times_s, now_s - w) for w in WINDOWS_S}, reverse=True):
+            first_at = min(first_at, len(times_s) - 1 - _MIN_STEPS)
+            if first_at >= 0 and (extent := self._extent(first_at, times_s)):
                 self._add(extent)
 
     def finish(self) -> list[Transition]:
         """All dissolves seen so far, disjoint and in order."""
         return self._found
 
-    def _extent(self, length: int) -> Transition | None:
-        """The dissolve within the last `length` frames, if they are one."""
-        first_at = len(self._recent) - 1 - length
-        (_, image0, thumb0), (_, image1, thumb1) = self._recent[first_at], self._recent[-1]
+    def _extent(self, first_at: int, times_s: list[float]) -> Transition | None:
+        """The dissolve from the frame `first_at` of the recent ones to the last, if they are one."""
+        (first, thumb0), (last, thumb1) = self._recent[first_at], self._recent[-1]
         change = thumb1 - thumb0
         energy = float(np.vdot(change, change))
         if energy < _MIN_CHANGE**2 * change.size:
             return None
         weights, residuals = [], []
+        length_s = times_s[-1] - times_s[first_at]
         for quarter in (0.25, 0.5, 0.75):
-            step = self._recent[first_at + round(quarter * length)][2] - thumb0
+            step = self._recent[_nearest(times_s, times_s[first_at] + quarter * length_s)][1] - thumb0
             weight = float(np.vdot(step, change)) / energy
             weights.append(weight)
             # Of the part that is no mixture: its energy by Pythagoras.
@@ -135,8 +154,8 @@ class DissolveFinder:
         is_even = 0.05 < weights[0] < 0.5 and 0.3 < weights[1] < 0.7 and 0.5 < weights[2] < 0.95
         if not is_even or max(residuals) > _MAX_BLEND_RESIDUAL or _likeness(thumb0, thumb1) > _MAX_LIKENESS:
             return None
-        _, middle_image, middle = self._recent[first_at + round(0.5 * length)]
-        explained = (_flow_warp(end, middle_image) - middle for end in (image0, image1))
+        middle_frame, middle = self._recent[_nearest(times_s, times_s[first_at] + 0.5 * length_s)]
+        explained = (_flow_warp(end.image, middle_frame.image) - middle for end in (first, last))
         if min(float((rest**2).sum()) for rest in explained) / energy < _MIN_FLOW_OVER_BLEND * max(residuals):
             return None
         return self._ends_of_mixture(first_at, thumb0, change)
@@ -144,12 +163,12 @@ class DissolveFinder:
     def _ends_of_mixture(self, first_at: int, thumb0: np.ndarray, change: np.ndarray) -> Transition:
         """Frames with more than _EDGE_SHARE of both shots."""
         window = list(itertools.islice(self._recent, first_at, None))
-        steps = np.stack([thumb for _, _, thumb in window]) - thumb0
+        steps = np.stack([thumb for _, thumb in window]) - thumb0
         weights = np.tensordot(steps, change, axes=3) / np.vdot(change, change)  # [length + 1]
         middle = int(np.argmax(weights >= 0.5))
         begin = middle - int(np.argmax(weights[middle::-1] < _EDGE_SHARE)) + 1
         end = middle + int(np.argmax(weights[middle:] > 1 - _EDGE_SHARE))
-        return Transition(first_idx=window[begin][0], next_idx=window[end][0])
+        return Transition(first_idx=window[begin][0].index, next_idx=window[end][0].index)
 
     def _add(self, new: Transition) -> None:
         """Joins overlapping extents: each window sees its share of one dissolve."""

@@ -1,8 +1,9 @@
 """One video in, the spans of its scenes out: every frame in exactly one scene, but for recorded overlaps of
 windows.
 
-Shot changes come from a detector (`cuts.py` needs no weights; TransNetV2 is the `transnet` extra) that sees
-each frame once, at 160x90, so memory does not grow with the file. Shots longer than a window are split into
+Shot changes come from a detector that sees the frames in order, at 160x90, so memory does not grow with the
+file: `cuts.py` needs no weights and decodes in full only where a first look leaves a doubt; TransNetV2 (the
+`transnet` extra) sees each frame once. Shots longer than a window are split into
 equal windows that overlap. Frames of a dissolve or of black between two shots make a scene of their own, so
 that no clip contains a change. A change closer than `min_scene_s` to the one before makes no scene; it is
 counted in `num_cuts` of the scene around it.
@@ -10,17 +11,18 @@ counted in `num_cuts` of the scene around it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 
 from worldline.annotate.backends import load_backend
-from worldline.annotate.cuts import DETECTORS, CutConfig, CutFinder
+from worldline.annotate.cuts import DETECTORS, CutConfig, CutFinder, find_changes
 from worldline.annotate.dissolves import Transition
-from worldline.annotate.video import Frame, Span, VideoInfo, read_frames
+from worldline.annotate.video import Frame, Span, VideoInfo, draft_frames, read_frames
 
 BACKENDS = {"transnet": "worldline.annotate.backends.transnet_scenes:TransnetCutFinder"}
 HOW_TO_INSTALL = {"transnet": "pip install 'worldline[transnet]'"}
@@ -40,7 +42,7 @@ class SceneConfig:
     """Time in seconds that neighbouring windows of a shot share, so that their paths can be joined."""
     max_pixels: int = 160 * 90
     """Size at which changes are looked for."""
-    num_threads: int = 1
+    num_threads: int = 2
     """Decoder threads."""
     transnet_threshold: float = 0.5
     """Probability that makes a TransNetV2 cut; NeMo-Curator uses 0.4."""
@@ -74,8 +76,7 @@ class Scene:
 
 def detect_scenes(info: VideoInfo, config: SceneConfig) -> list[Scene]:
     """Scenes in order of time. Raises MissingBackend where the chosen detector is not installed."""
-    frames = read_frames(info, max_pixels=config.max_pixels, num_threads=config.num_threads)
-    transitions = _finder(info, config)(frames)
+    transitions = _find_changes(info, config)
     borders, inner_cuts = _shot_borders(info, transitions, config.min_scene_s)
     scenes = []
     for shot_idx, (first, last) in enumerate(pairwise(borders)):
@@ -89,11 +90,22 @@ def detect_scenes(info: VideoInfo, config: SceneConfig) -> list[Scene]:
     return scenes
 
 
-def _finder(info: VideoInfo, config: SceneConfig) -> Callable[[Iterable[Frame]], list[Transition]]:
-    fps = info.fps if math.isfinite(info.fps) else 25.0  # a single frame: no change to find
+def _find_changes(info: VideoInfo, config: SceneConfig) -> list[Transition]:
+    # Short stretches far into a file are PyAV's: decord would load the file from its start.
+    info = dataclasses.replace(info, backend="pyav")
+
+    def every_frame(first: int = 0, last: int = info.num_frames) -> Iterable[Frame]:
+        span = _span(info, first, last)
+        return read_frames(info, span, max_pixels=config.max_pixels, num_threads=config.num_threads)
+
     if config.detector in BACKENDS:
-        return load_backend(config.detector, BACKENDS, HOW_TO_INSTALL)(config.transnet_threshold)
-    return CutFinder(config.detector, config.cuts, fps)
+        finder = load_backend(config.detector, BACKENDS, HOW_TO_INSTALL)(config.transnet_threshold)
+        return finder(every_frame())
+    gap_s = config.cuts.draft_gap_s
+    if gap_s == 0:
+        return CutFinder(config.detector, config.cuts)(every_frame())
+    draft = draft_frames(info, max_pixels=config.max_pixels, gap_s=gap_s, num_threads=config.num_threads)
+    return find_changes(draft, every_frame, info.timestamps_s, config.detector, config.cuts)
 
 
 def _shot_borders(

@@ -204,7 +204,7 @@ def _cross_fade(first: np.ndarray, second: np.ndarray, length: int) -> np.ndarra
 
 def _changes(images: np.ndarray) -> list[tuple[int, int]]:
     frames = (Frame(k, k / 25, image) for k, image in enumerate(images))
-    found = CutFinder("adaptive+content", CutConfig(), 25.0)(frames)
+    found = CutFinder("adaptive+content", CutConfig())(frames)
     return [(change.first_idx, change.next_idx) for change in found]
 
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldline.annotate import scenes as scenes_module
-from worldline.annotate.cuts import CutConfig, CutFinder
+from worldline.annotate.cuts import CutConfig, CutFinder, find_changes
 from worldline.annotate.dissolves import Transition, is_same_place
 from worldline.annotate.scenes import Scene, SceneConfig, detect_scenes
-from worldline.annotate.video import Frame, VideoInfo, probe
+from worldline.annotate.video import Frame, VideoInfo, draft_frames, probe, read_frames
 from worldline.datasets.schema import MissingBackend
 
 DATA_DIR = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -54,7 +54,7 @@ def _frames(images: np.ndarray, fps: float = 25.0) -> list[Frame]:
 
 
 def _changes(images: np.ndarray, detector: str = "adaptive+content", **config) -> list[tuple[int, int]]:
-    found = CutFinder(detector, CutConfig(**config), 25.0)(_frames(images))
+    found = CutFinder(detector, CutConfig(**config))(_frames(images))
     return [(change.first_idx, change.next_idx) for change in found]
 
 
@@ -81,7 +81,7 @@ def _info(times_s: np.ndarray) -> VideoInfo:
 def _scenes_of(
     monkeypatch, times_s: np.ndarray, changes: list[Transition], config: SceneConfig
 ) -> list[Scene]:
-    monkeypatch.setattr(scenes_module, "_finder", lambda info, config: lambda frames: changes)
+    monkeypatch.setattr(scenes_module, "_find_changes", lambda info, config: changes)
     return detect_scenes(_info(times_s), config)
 
 
@@ -198,7 +198,7 @@ def test_memory_does_not_grow_with_the_video():
         shot = _shot(60, 50)
         frames = (Frame(k, k / 25, shot[k % 50].copy()) for k in range(count))
         tracemalloc.start()
-        CutFinder("adaptive+content", CutConfig(), 25.0)(frames)
+        CutFinder("adaptive+content", CutConfig())(frames)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak
@@ -249,6 +249,53 @@ def test_an_encoded_video_end_to_end(media, tmp_path):
     assert firsts[3:] == pytest.approx([129, 145], abs=8)
     assert [scene.num_cuts for scene in scenes] == [0, 0, 0, 1, 0]
     assert [scene.shot_idx for scene in scenes] == list(range(5))
+
+
+@pytest.mark.parametrize(
+    "options", ["-bf 3 -g 250 -sc_threshold 0", "-bf 0 -g 250 -sc_threshold 0", "-bf 3", "-g 1"]
+)
+def test_the_first_look_finds_cuts_to_the_frame_wherever_keyframes_are(options, media, tmp_path):
+    """Odd lengths, so that most cuts fall between frames of the first look or on frames that it leaves out."""
+    lengths = (41, 33, 58, 27, 40, 35)
+    images = np.concatenate([_shot(90 + seed, count) for seed, count in enumerate(lengths)])
+    info = probe(
+        str(media.encode(tmp_path / "a.mp4", images, 25.0, f"-c:v libx264 -preset veryfast {options}"))
+    )
+    seen = [frame.index for frame in draft_frames(info, max_pixels=160 * 90, gap_s=0.06)]
+    assert len(seen) < 0.75 * info.num_frames
+    scenes = detect_scenes(info, SceneConfig())
+    firsts = np.searchsorted(info.timestamps_s, [scene.span.start_s for scene in scenes]).tolist()
+    assert firsts == [0, *np.cumsum(lengths)[:-1].tolist()]
+    every_frame = SceneConfig(cuts=CutConfig(draft_gap_s=0))
+    assert scenes == detect_scenes(info, every_frame)
+
+
+def test_frames_of_the_first_look_are_those_of_the_full_one(bikes_path):
+    info = probe(str(bikes_path))
+    full = {frame.index: frame for frame in read_frames(info, max_pixels=160 * 90)}
+    draft = list(draft_frames(info, max_pixels=160 * 90, gap_s=0.06))
+    assert draft[0].index == 0
+    assert np.diff([frame.index for frame in draft]).max() <= 4
+    for frame in draft:
+        twin = full[frame.index]
+        assert frame.timestamp_s == twin.timestamp_s
+        assert np.abs(frame.image.astype(int) - twin.image).mean() < 4
+
+
+def test_a_hole_in_the_first_look_is_looked_into():
+    """The draft misses a whole shot; neither frame around the hole tells of it."""
+    images = np.concatenate([_shot(95, 60, 0.5), _shot(96, 30), _shot(95, 60, 0.5)])
+    frames = _frames(images)
+    draft = [frame for frame in frames if frame.index % 2 == 0 and not 60 <= frame.index < 90]
+    asked = []
+
+    def every_frame(first: int, last: int) -> list[Frame]:
+        asked.append((first, last))
+        return frames[first:last]
+
+    changes = find_changes(draft, every_frame, np.arange(150) / 25, "adaptive+content", CutConfig())
+    assert [change.first_idx for change in changes] == [60, 90]
+    assert sum(last - first for first, last in asked) < 80
 
 
 # Spans
