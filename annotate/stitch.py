@@ -195,7 +195,8 @@ class _Graph:
         found = least_squares(
             lambda x: self._residuals(self._moved(start, x)),
             np.zeros(int(self.is_free.sum())),
-            jac=lambda x: self._jacobian(self._moved(start, x), x),
+            jac=lambda x: self._jacobian(self._moved(start, x)),
+            max_nfev=100,
         )
         nodes = self._moved(start, found.x)
         information = found.jac.T @ found.jac
@@ -221,11 +222,10 @@ class _Graph:
         full[self.is_free] = x
         return [_applied(node, step) for node, step in zip(nodes, full.reshape(-1, 7), strict=True)]
 
-    def _jacobian(self, nodes: list[Sim3], x: np.ndarray) -> np.ndarray:
+    def _jacobian(self, nodes: list[Sim3]) -> np.ndarray:
         """Central differences of each edge by its own two nodes: cost grows with the edges, not with their
-        square. `nodes` are those of x, and a step is taken on top of it, which agrees to first order with a
-        change of x since the steps are small."""
-        del x
+        square. A step is taken on top of the node as it is, which to first order is a change of x, since the
+        graph moves little."""
         size = 7 * len(self.edges) + len(self.metric)
         jacobian = np.zeros((size, 7 * len(nodes)))
         for k, (a, b, joint) in enumerate(self.edges):

@@ -27,6 +27,9 @@ _SAME_PIXEL = 1.0 / 640
 _INDEPENDENT = 4.0
 """Errors of frames of one overlap are alike: they count as no more than this many."""
 
+_LOOP_SCALE_SIGMA = 0.01
+"""The unit of a path without a metre drifts by about a percent within a window."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JointConfig:
@@ -270,24 +273,33 @@ def find_loop(a: Window, b: Window, config: JointConfig) -> Joint | None:
         if inlier.sum() < max(config.loop_points, config.loop_share * len(matches)):
             return None
         a_from_b = umeyama(points_a[inlier], points_b[inlier], weights=1 / range_a[inlier] ** 2)
-    return _loop_joint(a_from_b, points_a[inlier], points_b[inlier])
+    return _loop_joint(a, b, a_from_b, points_a[inlier], points_b[inlier])
 
 
-def _loop_joint(a_from_b: Sim3, points_a: np.ndarray, points_b: np.ndarray) -> Joint:
+def _loop_joint(a: Window, b: Window, a_from_b: Sim3, points_a: np.ndarray, points_b: np.ndarray) -> Joint:
+    """The joint with its error bars: the points' scatter, and what each window's path is bent by, which a
+    window that moves as one cannot follow."""
     residual = a_from_b.points(points_b) - points_a
     extent = float(np.sqrt(np.mean(np.sum((points_a - points_a.mean(axis=0)) ** 2, axis=1))))
     independent = min(len(points_a), 25 * _INDEPENDENT)
     error = max(median_error(residual.reshape(-1)), float(np.std(residual)) / math.sqrt(independent))
+    shift = math.hypot(_typical(a.sigma_translation), a_from_b.scale * _typical(b.sigma_translation))
+    turn = math.hypot(_typical(a.sigma_rotation_rad), _typical(b.sigma_rotation_rad))
     return Joint(
         a_from_b=a_from_b,
         centre_in_b=points_b.mean(axis=0),
-        log_scale_sigma=max(error / extent, 1e-4),
-        rotation_sigma_rad=max(error / extent, 1e-5),
-        shift_sigma=max(error, 1e-6 * extent),
+        log_scale_sigma=math.hypot(error / extent, _LOOP_SCALE_SIGMA),
+        rotation_sigma_rad=max(math.hypot(error / extent, turn), 1e-5),
+        shift_sigma=max(math.hypot(error, shift), 1e-6 * extent),
         num_frames=0,
         num_points=len(points_a),
         is_loop=True,
     )
+
+
+def _typical(sigma: np.ndarray | None) -> float:
+    """The median of a window's error bars; 0 where it states none."""
+    return 0.0 if sigma is None or not np.isfinite(sigma).any() else float(np.nanmedian(sigma))
 
 
 def _describe(
