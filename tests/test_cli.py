@@ -6,11 +6,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -91,3 +94,49 @@ def test_the_wheel_holds_only_worldline(tmp_path: Path) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"worldline"}
     for name in ("worldline/annotate/camera.py", "worldline/ray_jobs/annotate.py", "worldline/help/show.txt"):
         assert name in names
+
+
+_LIBRARIES = ("_datetime", "pyarrow", "_raylet")
+"""Compiled modules that the command loads, early and late among its imports."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="watches the process through /proc")
+@pytest.mark.parametrize("moment", [*_LIBRARIES, "raylet starts", "workers start"])
+def test_ctrl_c_ends_with_one_line_at_any_moment(moment: str, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "a.mp4").write_bytes(b"not a video")
+    command = [sys.executable, "-m", "worldline.cli", "annotate", str(videos), "--out", str(tmp_path / "out")]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, text=True, start_new_session=True
+        )
+    deadline = time.monotonic() + 120
+    while not _is_at(moment, process):
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    # What a terminal does: the signal goes to every process of the foreground group.
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(120) == 130
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said
+    assert "KeyboardInterrupt" not in said
+    assert said.strip().splitlines()[-1].startswith(("worldline: interrupted", "stopped. Finished scenes"))
+
+
+def _is_at(moment: str, process: subprocess.Popen[str]) -> bool:
+    if moment in _LIBRARIES:
+        return moment in Path(f"/proc/{process.pid}/maps").read_text()
+    wanted = {"raylet starts": "raylet", "workers start": "default_worker"}[moment]
+    children = psutil.Process(process.pid).children(recursive=True)
+    return any(wanted in " ".join(_command_line(child)) for child in children)
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

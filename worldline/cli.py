@@ -12,10 +12,13 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
-from unittest import mock
 
 
 class Command(NamedTuple):
@@ -54,6 +57,9 @@ COMMANDS = {
     ),
 }
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 HELP_DIR = Path(__file__).resolve().parent / "help"
 
 
@@ -83,15 +89,42 @@ def _overview() -> str:
 
 
 def _run(name: str, rest: list[str]) -> int:
-    import tyro
+    try:
+        with _leaving_at_once():
+            import tyro
 
-    module = importlib.import_module(COMMANDS[name].module)
-    config = tyro.cli(getattr(module, COMMANDS[name].config), prog=f"worldline {name}", args=rest)
-    return module.main(config)
+            module = importlib.import_module(COMMANDS[name].module)
+            config = tyro.cli(getattr(module, COMMANDS[name].config), prog=f"worldline {name}", args=rest)
+        return module.main(config)
+    except KeyboardInterrupt:
+        print("\nworldline: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process on the spot: modules that are interrupted while they load turn the interrupt
+    into errors of their own, or swallow it. Nothing has been started yet that would have to be ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _leave(signal_number: int, frame: FrameType | None) -> None:
+    os.write(2, b"\nworldline: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def help_text(name: str) -> str:
     """The subcommand's help as its config says it now, 100 columns wide and without colour."""
+    from unittest import mock
+
     plain = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
     printed = io.StringIO()
     with (
