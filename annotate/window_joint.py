@@ -27,6 +27,10 @@ _SAME_PIXEL = 1.0 / 640
 _INDEPENDENT = 4.0
 """Errors of frames of one overlap are alike: they count as no more than this many."""
 
+_MIN_START = 8
+"""Matches that a similarity must carry before it is worth a closer look."""
+_ALIKE_BITS = 80
+"""ORB descriptors of 256 bits of one place differ in fewer; those of two places in about 128."""
 _LOOP_SCALE_SIGMA = 0.01
 """The unit of a path without a metre drifts by about a percent within a window."""
 
@@ -47,10 +51,10 @@ class JointConfig:
     max_misfit: float = 0.05
     """Distance of the joined cameras over the scene's median depth above which the windows contradict each
     other."""
-    loop_points: int = 30
+    loop_points: int = 20
     """Fewest points known again that close a loop."""
     loop_share: float = 0.25
-    """Smallest share of the matched descriptors that must agree on one similarity."""
+    """Smallest share of the points that a loop brings together which must also look alike."""
     loop_misfit: float = 0.04
     """How far a point may lie from its twin, over its distance from the cameras that see it."""
     max_loop_points: int = 3000
@@ -245,35 +249,48 @@ def find_loop(a: Window, b: Window, config: JointConfig) -> Joint | None:
     """A joint of two windows that see the same place at different times, through the points' descriptors;
     None where they do not.
 
-    The similarity is pycolmap's LO-RANSAC estimate; it must hold for many points and a fair share of all
-    matches.
+    A similarity through a few matches is pycolmap's LO-RANSAC estimate; it then must bring points together
+    that look alike, and few that do not.
     """
     import pycolmap
 
     known_a, known_b = _describe(a.structure(), config), _describe(b.structure(), config)
     if known_a is None or known_b is None:
         return None
-    matches = _match(known_a[1], known_b[1])
-    if len(matches) < config.loop_points:
+    matches = _match(known_a.descriptor, known_b.descriptor)
+    if len(matches) < _MIN_START:
         return None
-    points_a, points_b = known_a[0][matches[:, 0]], known_b[0][matches[:, 1]]
-    range_a = known_a[2][matches[:, 0]]
-    limit = config.loop_misfit * float(np.median(range_a))
+    points_a, points_b = known_a.point[matches[:, 0]], known_b.point[matches[:, 1]]
+    limit = config.loop_misfit * float(np.median(known_a.distance))
     options = pycolmap.RANSACOptions(max_error=limit, max_num_trials=5000, confidence=0.999, random_seed=0)
     # Its stubs promise the transform alone; it comes with the inliers.
     found: Any = pycolmap.estimate_sim3d_robust(points_b, points_a, options)
-    if found is None:
+    if found is None or found["num_inliers"] < _MIN_START:
         return None
     matrix = np.asarray(found["tgt_from_src"].matrix())
     scale = float(found["tgt_from_src"].scale)
     a_from_b = Sim3(scale=scale, rotation=matrix[:, :3] / scale, translation=matrix[:, 3])
+    pairs = matches[:0]
     for _ in range(3):
-        error = np.linalg.norm(a_from_b.points(points_b) - points_a, axis=1) / range_a
-        inlier = error < config.loop_misfit
-        if inlier.sum() < max(config.loop_points, config.loop_share * len(matches)):
+        pairs = _agreeing(known_a, known_b, a_from_b, config)
+        if len(pairs) < config.loop_points:
             return None
-        a_from_b = umeyama(points_a[inlier], points_b[inlier], weights=1 / range_a[inlier] ** 2)
-    return _loop_joint(a, b, a_from_b, points_a[inlier], points_b[inlier])
+        weights = 1 / known_a.distance[pairs[:, 0]] ** 2
+        a_from_b = umeyama(known_a.point[pairs[:, 0]], known_b.point[pairs[:, 1]], weights=weights)
+    return _loop_joint(a, b, a_from_b, known_a.point[pairs[:, 0]], known_b.point[pairs[:, 1]])
+
+
+def _agreeing(known_a: _Known, known_b: _Known, a_from_b: Sim3, config: JointConfig) -> np.ndarray:
+    """Pairs [M, 2] of points that the similarity brings together and that look alike; none where too few of
+    those brought together look alike, which is what a wrong similarity does."""
+    moved = a_from_b.points(known_b.point)
+    reach, nearest = cKDTree(known_a.point).query(moved)
+    is_near = reach < config.loop_misfit * known_a.distance[nearest]
+    near_b = np.flatnonzero(is_near)
+    pairs = np.stack([nearest[near_b], near_b], axis=1)
+    differing = np.bitwise_xor(known_a.descriptor[pairs[:, 0]], known_b.descriptor[pairs[:, 1]])
+    alike = np.bitwise_count(differing).sum(axis=1) < _ALIKE_BITS
+    return pairs[alike] if alike.sum() >= config.loop_share * max(len(pairs), 1) else pairs[:0]
 
 
 def _loop_joint(a: Window, b: Window, a_from_b: Sim3, points_a: np.ndarray, points_b: np.ndarray) -> Joint:
@@ -302,11 +319,18 @@ def _typical(sigma: np.ndarray | None) -> float:
     return 0.0 if sigma is None or not np.isfinite(sigma).any() else float(np.nanmedian(sigma))
 
 
-def _describe(
-    structure: Reconstruction | None, config: JointConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(points [N, 3], descriptors [N, 32], distance [N] from the first camera that sees each) of the points
-    observed most often."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Points [N, 3] of a window with their descriptors [N, 32] and distance [N] from the first camera that
+    sees each."""
+
+    point: np.ndarray
+    descriptor: np.ndarray
+    distance: np.ndarray
+
+
+def _describe(structure: Reconstruction | None, config: JointConfig) -> _Known | None:
+    """The points observed most often; None where there are none, or none with descriptors."""
     if structure is None or structure.point_descriptor is None or len(structure.points_in_world) == 0:
         return None
     count = np.bincount(structure.point_idx, minlength=len(structure.points_in_world))
@@ -315,17 +339,19 @@ def _describe(
     first[structure.point_idx[::-1]] = structure.frame_idx[::-1]
     centre = invert(structure.cam_from_world[first[chosen]])[:, :, 3]
     points = structure.points_in_world[chosen].astype(np.float64)
-    return points, structure.point_descriptor[chosen], np.linalg.norm(points - centre, axis=1)
+    distance = np.linalg.norm(points - centre, axis=1)
+    return _Known(points, structure.point_descriptor[chosen], distance)
 
 
 def _match(descriptors_a: np.ndarray, descriptors_b: np.ndarray) -> np.ndarray:
-    """Pairs [M, 2] of mutually nearest descriptors that are clearly nearer than the second."""
+    """Pairs [M, 2] of mutually nearest descriptors that are a little nearer than the second: a place seen again
+    from elsewhere looks only somewhat alike, and the similarity sorts out the rest."""
     matcher = cv2.BFMatcher(cv2.NORM_HAMMING)
     pairs = []
     for query, train in ((descriptors_a, descriptors_b), (descriptors_b, descriptors_a)):
         best = {}
         for two in matcher.knnMatch(query, train, k=2):
-            if len(two) == 2 and two[0].distance < 0.85 * two[1].distance and two[0].distance < 64:
+            if len(two) == 2 and two[0].distance < min(0.95 * two[1].distance, _ALIKE_BITS):
                 best[two[0].queryIdx] = two[0].trainIdx
         pairs.append(best)
     mutual = [(i, j) for i, j in pairs[0].items() if pairs[1].get(j) == i]
