@@ -48,6 +48,11 @@ class DegeneracyConfig:
     """Factor by which a path must explain the background better than turning does (median residual)."""
     gain_over_zoom: float = 1.9
     """The same where the rotation fit zooms."""
+    planar_share: float = 0.95
+    """Share of the points on one plane from which a clip is labelled planar: its focal length, and with it the
+    path, may be another's."""
+    planar_distance: float = 0.025
+    """Largest distance from that plane, over the point's distance from the path."""
     zoom_log_range: float = 0.04
     """Range of the log focal length over a turning clip from which it counts as zooming."""
 
@@ -91,6 +96,20 @@ def is_static(tracks: Tracks, config: DegeneracyConfig) -> bool:
     # Distant points in the middle of a forward drive rest too; a still camera rests all over the image.
     hull = cv2.contourArea(cv2.convexHull(resting.astype(np.float32)))
     return hull > 0.4 * tracks.width * tracks.height
+
+
+def is_planar(points: np.ndarray, centre: np.ndarray, config: DegeneracyConfig) -> bool:
+    """Whether points [N, 3] lie on one plane as seen from `centre` [3], the middle of the path (RANSAC)."""
+    points = points[np.isfinite(points[:, 0])] - centre
+    if len(points) < 20:
+        return False
+    triples = points[np.random.default_rng(0).integers(0, len(points), (200, 3))]
+    normal = np.cross(triples[:, 1] - triples[:, 0], triples[:, 2] - triples[:, 0])
+    length = np.linalg.norm(normal, axis=1, keepdims=True)
+    normal /= np.maximum(length, 1e-12)
+    offset = np.abs(points @ normal.T - np.sum(normal * triples[:, 0], axis=1))
+    near = offset < config.planar_distance * np.linalg.norm(points, axis=1)[:, None]
+    return bool(near.mean(axis=0)[length[:, 0] > 0].max(initial=0.0) > config.planar_share)
 
 
 def fit_rotation(

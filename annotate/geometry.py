@@ -20,6 +20,7 @@ from worldline.annotate.degeneracy import (
     RotationFit,
     fit_rotation,
     is_explained,
+    is_planar,
     is_static,
     is_zooming,
 )
@@ -160,6 +161,9 @@ def _conclude(
     sigma = frame_sigmas(tracks, mapper, poses, config.sigma)
     parallax = mapper.median_angle_deg()
     label = "low_parallax" if parallax < config.low_parallax_deg else "ok"
+    middle = np.nanmedian(invert(poses.cam_from_world[registered])[:, :, 3], axis=0)
+    if label == "ok" and is_planar(mapper.map.points, middle, config.degeneracy):
+        label = "planar"
     reconstruction = _reconstruction(tracks, times, mapper.map, poses, inliers)
     logger.info(
         "%d of %d frames posed, focal %.1f px", registered.sum(), len(registered), mapper.map.focal_px
