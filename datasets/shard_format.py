@@ -254,7 +254,7 @@ def row_from_json(data: bytes) -> dict[str, Any]:
     if not isinstance(columns, dict) or not isinstance(columns.get("clip_id"), str):
         raise ValueError("not the JSON of a clip")
     for name in ("world_from_cam", "fxfycxcy_px", "sigma_translation", "sigma_rotation_rad"):
-        if columns.get(name) is not None:
+        if columns.get(name) is not None and b"null" in data:
             columns[name] = [math.nan if value is None else value for value in columns[name]]
     return columns
 

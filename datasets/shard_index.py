@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -239,11 +240,11 @@ def shard_location(location: str, number: int) -> str:
     return f"{location}/shards/{shard_name(number)}"
 
 
-def members_of(record: np.ndarray) -> Iterator[tuple[str, int, int, int]]:
-    """(suffix, offset, size, crc32) of each member that a sample has."""
-    for member in MEMBERS:
-        if record[f"{member}_size"]:
-            offset, size, crc32 = (int(record[f"{member}_{n}"]) for n in ("offset", "size", "crc32"))
+def members_of(record: tuple[Any, ...]) -> Iterator[tuple[str, int, int, int]]:
+    """(suffix, offset, size, crc32) of each member that a sample has; the record as plain numbers (`.item()`)."""
+    for k, member in enumerate(MEMBERS):
+        offset, size, crc32 = record[2 + 3 * k : 5 + 3 * k]
+        if size:
             yield member, offset, size, crc32
 
 
