@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
+import http.server
 import importlib.util
 import os
 import shlex
 import sys
+import threading
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -234,3 +239,43 @@ def test_columns_outside_the_schema_fail_the_clip_not_the_job(work: Work, tmp_pa
     tally = _run(dataclasses.replace(work, annotate_clip=wrong), tmp_path / "v")
     assert dict(tally.clips) == {"failed": 1}
     assert "colour_of_the_sky" in _table(work)[0]["error"]
+
+
+@pytest.mark.parametrize("scheme", ["memory", "http"])
+def test_remote_files_give_the_rows_of_local_ones(
+    scheme: str, work: Work, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    local = _write(tmp_path / "videos", "a film.mp4", "ok", "reject", "ok")
+    remote = _publish(scheme, local, request)
+    _run(work, local)
+    expected = _table(work)
+    away = dataclasses.replace(work, out=str(tmp_path / "away"))
+    tally = _run(away, remote)
+    assert tally.missing() is None
+    assert dict(tally.clips) == {"ok": 2, "rejected": 1}
+    names_of_place = {"path": remote, "replay": None}
+    assert [row | names_of_place for row in _table(away)] == [row | names_of_place for row in expected]
+    assert {row["path"] for row in _table(away)} == {remote}
+    # Again: nothing is new, and nothing that was written changes.
+    before = {path: path.read_bytes() for path in Path(away.out).rglob("*.parquet")}
+    assert _run(_next_run(away), remote).num_new == 0
+    assert {path: path.read_bytes() for path in Path(away.out).rglob("*.parquet")} == before
+
+
+def _publish(scheme: str, local: Path, request: pytest.FixtureRequest) -> str:
+    """Puts a file where fsspec finds it under `scheme`; its address."""
+    if scheme == "memory":
+        fsspec.filesystem("memory").pipe(f"/stages-test/{local.name}", local.read_bytes())
+        return f"memory:///stages-test/{local.name}"
+    pytest.importorskip("aiohttp")
+    handler = functools.partial(_QuietHandler, directory=str(local.parent))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    request.addfinalizer(server.server_close)
+    request.addfinalizer(server.shutdown)
+    return f"http://127.0.0.1:{server.server_address[1]}/{urllib.parse.quote(local.name)}"
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
