@@ -30,6 +30,7 @@ from worldline.annotate.mapping import Mapper, MappingConfig, map_keyframes
 from worldline.annotate.moving import MovingConfig, find_moving
 from worldline.annotate.reconstruction import Reconstruction
 from worldline.annotate.refine import RefineConfig, find_again, refine_observations
+from worldline.annotate.relocalise import RelocaliseConfig, relocalise
 from worldline.annotate.tracks import TrackConfig, Tracks, track_points, without
 from worldline.annotate.turning import may_only_turn, only_turns
 from worldline.annotate.uncertainty import FrameSigma, SigmaConfig, frame_sigmas
@@ -50,6 +51,7 @@ class GeometryConfig:
     degeneracy: DegeneracyConfig = field(default_factory=DegeneracyConfig)
     moving: MovingConfig = field(default_factory=MovingConfig)
     lens: LensConfig = field(default_factory=LensConfig)
+    relocalise: RelocaliseConfig = field(default_factory=RelocaliseConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     sigma: SigmaConfig = field(default_factory=SigmaConfig)
     min_frames: int = 8
@@ -110,6 +112,12 @@ def estimate_geometry(
     if turning is not None and only_turns(turning, keyframe_map, tracks, config.degeneracy):
         return _resting(tracks, times, turning, config)
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
+    if not mapper.map.is_posed.all() and relocalise(mapper, tracks, config.relocalise):
+        # Descriptors place points to a few pixels only, which would bend the lens.
+        greys = [keyframe.grey for keyframe in tracks.keyframes]
+        mapper.map = refine_observations(greys, mapper.map, config.refine)
+        mapper.adjust_all(max_iterations=8)
+        mapper.drop_outliers()
     if known is None and choose_lens(mapper, config.lens):
         # Under a strong distortion the pinhole map has lost its borders: map again with the lens found.
         freedom = mapper.freedom

@@ -321,9 +321,15 @@ class Mapper:
         return False
 
     def _ransac_pose(self, rows: np.ndarray) -> np.ndarray | None:
-        ok, rotvec, translation, _ = cv2.solvePnPRansac(
-            self.map.points[self.map.track_idx[rows]],
-            self._normalised(rows),
+        return self.pose_from_points(self.map.points[self.map.track_idx[rows]], self.map.xy_px[rows])[0]
+
+    def pose_from_points(self, points: np.ndarray, xy_px: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """cam_from_world [3, 4] from points [n, 3] and their pixels [n, 2] by RANSAC, None where there is none,
+        and which agree [n]."""
+        rays = unproject(xy_px, self.map.intrinsics())
+        ok, rotvec, translation, inliers = cv2.solvePnPRansac(
+            points,
+            np.ascontiguousarray(rays[:, :2] / rays[:, 2:]),
             np.eye(3),
             None,
             iterationsCount=300,
@@ -331,9 +337,11 @@ class Mapper:
             confidence=0.999,
             flags=cv2.SOLVEPNP_SQPNP,
         )
-        if not ok:
-            return None
-        return np.concatenate([cv2.Rodrigues(rotvec)[0], translation], axis=1)
+        is_inlier = np.zeros(len(points), dtype=bool)
+        if not ok or inliers is None:
+            return None, is_inlier
+        is_inlier[inliers.ravel()] = True
+        return np.concatenate([cv2.Rodrigues(rotvec)[0], translation], axis=1), is_inlier
 
     def _normalised(self, rows: np.ndarray) -> np.ndarray:
         """z = 1 coordinates [n, 2] of observations."""
