@@ -135,7 +135,7 @@ def _identity(rows: list[Row], piece_idx: int, start_s: float, end_s: float, con
 
 def _window(row: Row, dataset_dir: Path) -> Window | str:
     """A clip as a window, or why it cannot be one."""
-    if row["status"] != OK or not row["world_from_cam"]:
+    if row["status"] != OK or not row["world_from_cam"] or not row["timestamps_s"]:
         return row["reason"] or "no path stored"
     poses = np.array(row["world_from_cam"], dtype=np.float64).reshape(-1, 3, 4)
     if not np.isfinite(poses[:, 0, 0]).any():
