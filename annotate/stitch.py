@@ -47,7 +47,7 @@ class StitchConfig:
 
     joint: JointConfig = field(default_factory=JointConfig)
     close_loops: bool = True
-    """Look for places seen again in windows that are not neighbours: 0.2 s of CPU a pair."""
+    """Look for places seen again in windows that are not neighbours: 0.3 s of CPU a pair."""
     max_loop_pairs: int = 400
     """Pairs of windows looked at, evenly spread: bounds the cost for shots of hours."""
 
