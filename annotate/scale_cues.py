@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import chi
+from scipy.special import gammaincinv
 
 from worldline.annotate.camera import invert, project, transform, umeyama
 from worldline.annotate.ground import Ground
@@ -94,7 +94,9 @@ def known_poses_cue(
     # % alone would understate the residual, so its size comes from their quantile, which for Gaussian errors
     # is known.
     residual = known - known_from_ours.points(ours)
-    deviation = float(np.quantile(error, inlier_share)) / float(chi.ppf(inlier_share, 3))  # per axis
+    # The chi distribution's quantile for three axes; scipy.stats takes a second to import in every worker.
+    usual = math.sqrt(2 * float(gammaincinv(1.5, inlier_share)))
+    deviation = float(np.quantile(error, inlier_share)) / usual  # per axis
     extent = float(np.sum((known[keep] - known[keep].mean(axis=0)) ** 2))
     independent = _num_independent(residual[keep])
     # The similarity itself takes 7 of the residuals' freedoms, and choosing the best wastes about their
