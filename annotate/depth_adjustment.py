@@ -205,12 +205,7 @@ def _kf_frames(tracks: Tracks) -> np.ndarray:
 
 def _bundle_config(mapper: Mapper, config: DepthAdjustmentConfig) -> BundleConfig:
     """Free is what the map's own adjustment leaves free."""
-    return BundleConfig(
-        max_iterations=config.max_iterations,
-        free_focal=not mapper.known_focal,
-        free_distortion=not mapper.known_focal and mapper.map.model != "pinhole",
-        centre_sigma_px=mapper.centre_sigma_px,
-    )
+    return mapper.camera_config(max_iterations=config.max_iterations)
 
 
 def _take(mapper: Mapper, solved: Bundle, keyframes: np.ndarray, track_idx: np.ndarray) -> None:
