@@ -82,7 +82,10 @@ class Converter:
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """[height, width, 3] uint8, contiguous."""
-        rgb = self._reformatter.reformat(frame, *self._size, "rgb24", interpolation=self._interpolation)
+        # One thread: handing slices to others costs more than scaling them.
+        rgb = self._reformatter.reformat(
+            frame, *self._size, "rgb24", interpolation=self._interpolation, threads=1
+        )
         image: np.ndarray = rgb.to_ndarray()
         if self._rotation_deg:
             image = np.ascontiguousarray(np.rot90(image, -(self._rotation_deg // 90)))
