@@ -105,7 +105,8 @@ def test_a_given_trajectory_is_kept_to_the_last_digit(clip: SyntheticClip, tmp_p
     assert (row["status"], row["scale_status"], row["scale"]) == ("ok", "metric", 1.0)
     assert row["given_deviation"] < 0.002
     assert row["given_rotation_deviation_rad"] < np.radians(0.3)
-    assert row["fxfycxcy_px"][0] == pytest.approx(clip.truth.intrinsics.fxfycxcy_px[0, 0], rel=0.01)
+    # The lens is the images' own estimate: only the focal length is fitted again to the given poses.
+    assert row["fxfycxcy_px"][0] == pytest.approx(clip.truth.intrinsics.fxfycxcy_px[0, 0], rel=0.04)
     structure = Reconstruction.load(sidecar)
     assert len(structure.points_in_world) > 300
     # The points lie on the rendered surfaces.
