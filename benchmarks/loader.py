@@ -48,6 +48,8 @@ class BenchmarkConfig:
     """Interpreter that has mosaicml-streaming and litdata, and this one's packages on its path."""
     rounds: int = 3
     """Every measurement is taken this often, turn about; the median counts."""
+    kinds: tuple[str, ...] = ("latent", "video", "small")
+    """Which samples to measure with."""
 
 
 # What is printed
@@ -98,7 +100,7 @@ def _join(digests: Iterable[str]) -> str:
 
 
 def shuffle_rows(folder: Path) -> list[dict[str, Any]]:
-    """How far an epoch's order is from storage: 10,000 samples in 50 shards."""
+    """How far the order of an epoch is from storage."""
     from worldline.datasets.sample_order import OrderConfig, SampleOrder
 
     count, per_shard = COUNTS["small"], COUNTS["small"] // NUM_SHARDS["small"]
@@ -160,13 +162,13 @@ def main(config: BenchmarkConfig) -> int:
                 run_one(str(config.peers_python), "write", form, kind, str(folder))
         found: dict[tuple[str, str], list[dict[str, float]]] = {}
         for _ in range(config.rounds):
-            for kind, system in itertools.product(COUNTS, systems):
+            for kind, system in itertools.product(config.kinds, systems):
                 python = str(config.peers_python) if system in PEERS else sys.executable
                 folder = folders[kind, system if system in PEERS else "tar"]
                 result = run_one(python, "measure", system, kind, str(folder))
                 if result is not None:
                     found.setdefault((kind, system), []).append(result)
-        tables = {f"{TITLES[kind]}": _rows(kind, systems, found) for kind in COUNTS}
+        tables = {f"{TITLES[kind]}": _rows(kind, systems, found) for kind in config.kinds}
         tables["Stopped and gone on with on other ranks"] = elastic_rows(folders["small", "tar"])
         tables["Shuffling"] = shuffle_rows(folders["small", "tar"])
     command = "python -m benchmarks.loader --peers-python PEERS/bin/python"
