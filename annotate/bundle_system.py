@@ -117,10 +117,10 @@ def _add_priors(
         a[centre, centre] += information
         b[centre] += information * (bundle.centre_px - start.centre_px)
     if config.free_distortion:
-        for at, k, sigma in zip((-2, -1), bundle.distortion, config.distortion_sigma, strict=True):
+        for last, k, sigma in zip((-2, -1), bundle.distortion, config.distortion_sigma, strict=True):
             if sigma > 0:
-                a[at, at] += sigma**-2
-                b[at] += k * sigma**-2
+                a[last, last] += sigma**-2
+                b[last] += k * sigma**-2
 
 
 def _add_depth(

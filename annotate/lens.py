@@ -24,8 +24,10 @@ class LensConfig:
     strong_share: float = 0.03
     """Shift of the corners, over the half diagonal, from which a clip is mapped again with its lens."""
     min_gain: float = 0.03
-    """A stronger lens, or a principal point off the centre, must lower the robust cost by this share. What rolling
-    shutters, parked cars and soft patches gain by bending the lens stays below."""
+    """A stronger lens must lower the robust cost by this share. What rolling shutters, parked cars and soft patches
+    gain by bending the lens stays below."""
+    min_centre_gain: float = 0.006
+    """The same for a principal point off the centre, which shows less."""
     k1_sigma: float = 0.1
     """1-sigma of the k1 that every unknown lens is given: ordinary lenses bend a little, and held at zero the path
     takes it up."""
@@ -56,7 +58,7 @@ def choose_lens(mapper: Mapper, config: LensConfig) -> bool:
         best, freedom = bent, CameraFreedom()
     aside = replace(freedom, centre_sigma_px=config.centre_share * mapper.map.width)
     shifted = adjust(best, _settings(aside))
-    if shifted.cost < best.cost * (1 - config.min_gain) and _is_monotonic(shifted):
+    if shifted.cost < best.cost * (1 - config.min_centre_gain) and _is_monotonic(shifted):
         best, freedom = shifted, aside
     mapper.freedom = freedom
     mapper.map.model, mapper.map.distortion = best.model, best.distortion

@@ -46,7 +46,9 @@ class Reconstruction:
 
     def save(self, path: Path) -> None:
         """Writes a compressed .npz with one array per field (camera model and size as scalars)."""
-        optional: dict[str, Any] = {} if self.point_descriptor is None else {"point_descriptor": self.point_descriptor}
+        optional: dict[str, Any] = (
+            {} if self.point_descriptor is None else {"point_descriptor": self.point_descriptor}
+        )
         np.savez_compressed(
             path,
             timestamps_s=self.timestamps_s,

@@ -72,7 +72,12 @@ def only_turns(fit: RotationFit, keyframe_map: KeyframeMap, tracks: Tracks, conf
     background, rest = seen & evidence.is_background, seen & ~evidence.is_background
     share = float(placed[background].mean()) if background.any() else 0.0
     share_of_rest = float(placed[rest].mean()) if rest.any() else 0.0
-    if share < 0.5 and (is_explained(fit, tracks, config) or share_of_rest > max(2 * share, 0.1)):
+    # Where turning does not explain everything, a map of distant things may place few of them: ask for hardly any.
+    if is_explained(fit, tracks, config):
+        is_unplaced = share < 0.5
+    else:
+        is_unplaced = share < 0.2 and share_of_rest > max(2 * share, 0.1)
+    if is_unplaced:
         return True
     rows = np.flatnonzero(
         evidence.is_inlier
