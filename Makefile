@@ -27,8 +27,12 @@ demo: install
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+# Tests that start Ray run one after the other; the rest shares the cores, one thread each.
+ON_RAY = tests/ray_jobs tests/test_cli.py
+
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ON_RAY))
+	$(BIN)/python -m pytest $(ON_RAY)
 
 check: test
 
