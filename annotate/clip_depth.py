@@ -25,7 +25,7 @@ from worldline.annotate.depth_files import write_depth_file
 from worldline.annotate.depth_samples import DepthSamplesConfig
 from worldline.annotate.flatten import pixels_seen_by, sample_nearest
 from worldline.annotate.given import GT_DEPTH, GivenConfig, GivenDepth
-from worldline.annotate.mapping import Mapper
+from worldline.annotate.mapper import Mapper
 from worldline.annotate.reconstruction import Reconstruction
 from worldline.annotate.scale_cues import Cue, depth_cue, frame_ratio
 from worldline.annotate.tracks import Tracks

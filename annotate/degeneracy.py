@@ -16,7 +16,7 @@ import numpy as np
 from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
 from worldline.annotate.camera import Intrinsics, unproject
-from worldline.annotate.mapping import keyframe_observations
+from worldline.annotate.mapper import keyframe_observations
 from worldline.annotate.tracks import Tracks
 
 _TRACKS_PER_KEYFRAME = 150

@@ -26,7 +26,7 @@ from worldline.annotate.bundle_problem import (
 from worldline.annotate.camera import Intrinsics
 from worldline.annotate.depth import DepthKind, DepthMap
 from worldline.annotate.depth_samples import DepthSamplesConfig, sample_depth
-from worldline.annotate.mapping import Mapper
+from worldline.annotate.mapper import Mapper
 from worldline.annotate.reconstruction import Reconstruction
 from worldline.annotate.scale_cues import Cue, median_error
 from worldline.annotate.tracks import Tracks

@@ -26,7 +26,8 @@ from worldline.annotate.degeneracy import (
 )
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.lens import LensConfig, choose_lens
-from worldline.annotate.mapping import Mapper, MappingConfig, map_keyframes
+from worldline.annotate.mapper import Mapper, MappingConfig
+from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.moving import MovingConfig, find_moving
 from worldline.annotate.reconstruction import Reconstruction
 from worldline.annotate.refine import RefineConfig, find_again, refine_observations

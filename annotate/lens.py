@@ -9,7 +9,7 @@ import numpy as np
 from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
 from worldline.annotate.camera import Intrinsics, unproject
-from worldline.annotate.mapping import CameraFreedom, Mapper
+from worldline.annotate.mapper import CameraFreedom, Mapper
 
 _HELD = 1e-4
 """1-sigma of a distortion parameter that is as good as held at zero."""

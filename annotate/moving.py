@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from worldline.annotate.mapping import keyframe_observations
+from worldline.annotate.mapper import keyframe_observations
 from worldline.annotate.tracks import Tracks
 
 

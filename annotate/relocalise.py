@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from worldline.annotate.mapping import Mapper
+from worldline.annotate.mapper import Mapper
 from worldline.annotate.tracks import Tracks
 
 

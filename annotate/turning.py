@@ -17,7 +17,7 @@ import numpy as np
 from worldline.annotate.bundle_problem import Bundle, reprojection_errors
 from worldline.annotate.degeneracy import DegeneracyConfig, RotationFit, is_explained, is_zooming
 from worldline.annotate.keyframe_map import KeyframeMap
-from worldline.annotate.mapping import keyframe_observations
+from worldline.annotate.mapper import keyframe_observations
 from worldline.annotate.tracks import Tracks
 
 _CELLS = (12, 8)

@@ -15,7 +15,7 @@ import numpy as np
 
 from worldline.annotate.all_frames import FramePoses
 from worldline.annotate.bundle import covariance
-from worldline.annotate.mapping import Mapper
+from worldline.annotate.mapper import Mapper
 from worldline.annotate.tracks import Tracks
 
 

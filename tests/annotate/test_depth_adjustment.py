@@ -18,7 +18,7 @@ from worldline.annotate.depth_adjustment import (
     keyframes_for_depth,
 )
 from worldline.annotate.geometry import GeometryConfig, estimate_geometry
-from worldline.annotate.mapping import Mapper
+from worldline.annotate.mapper import Mapper
 from worldline.annotate.tracks import Tracks
 from worldline.datasets.synthetic import SyntheticConfig, Truth, render_clip, truth_of
 

@@ -13,7 +13,8 @@ import scipy.ndimage
 from worldline.annotate.camera import Intrinsics, invert, rotation_angle, umeyama
 from worldline.annotate.degeneracy import DegeneracyConfig, is_static
 from worldline.annotate.geometry import Geometry, GeometryConfig, estimate_geometry
-from worldline.annotate.mapping import Mapper, MappingConfig, map_keyframes
+from worldline.annotate.mapper import Mapper, MappingConfig
+from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.refine import RefineConfig, find_again, refine_observations
 from worldline.annotate.tracks import TrackConfig, track_points
 from worldline.annotate.triangulate import meet_rays

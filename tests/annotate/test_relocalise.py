@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from worldline.annotate.camera import Intrinsics, invert, project, rotation_from_rotvec, transform, umeyama
-from worldline.annotate.mapping import Mapper, MappingConfig, map_keyframes
+from worldline.annotate.mapper import Mapper, MappingConfig
+from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.relocalise import RelocaliseConfig, relocalise
 from worldline.annotate.tracks import Keyframe, Tracks
 

@@ -7,7 +7,8 @@ import pytest
 
 from worldline.annotate.camera import Intrinsics, project, rotation_from_rotvec, transform
 from worldline.annotate.degeneracy import DegeneracyConfig, fit_rotation
-from worldline.annotate.mapping import MappingConfig, map_keyframes
+from worldline.annotate.mapper import MappingConfig
+from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.moving import MovingConfig, find_moving
 from worldline.annotate.tracks import Keyframe, Tracks, without
 from worldline.annotate.turning import may_only_turn, only_turns
