@@ -46,7 +46,7 @@ def may_only_turn(fit: RotationFit, tracks: Tracks, config: DegeneracyConfig) ->
         return True
     evidence = _evidence(fit, tracks, config)
     seen = np.unique(evidence.track_idx)
-    if evidence.is_background[seen].mean() < config.background_share:
+    if len(seen) == 0 or evidence.is_background[seen].mean() < config.background_share:
         return False
     shares, widths = [], []
     size = np.array([tracks.width, tracks.height])

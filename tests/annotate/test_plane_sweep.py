@@ -274,5 +274,5 @@ def test_no_frame_is_an_error_for_a_stack():
 
 
 def test_unknown_backend_is_named():
-    with pytest.raises(ValueError, match="known are depth_anything_3"):
+    with pytest.raises(ValueError, match="known are none, depth_anything_3"):
         DepthConfig(backend="dept_pro")
