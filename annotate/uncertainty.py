@@ -23,7 +23,7 @@ from worldline.annotate.tracks import Tracks
 class SigmaConfig:
     """Calibration of the error bars."""
 
-    inflation: float = 1.8
+    inflation: float = 1.6
     """True over formal standard deviation of a camera's position, measured on truth."""
     centre_share: float = 0.01
     """1-sigma of an unknown principal point around the image's centre, as a share of the width: lenses and crops
