@@ -19,7 +19,7 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -38,6 +38,7 @@ from worldline.datasets.dataset_dir import DatasetDir
 from worldline.datasets.shots import assemble_shots
 from worldline.datasets.table import assemble_bucket
 from worldline.ray_jobs.inputs import list_inputs
+from worldline.ray_jobs.interrupts import Interrupts
 from worldline.ray_jobs.progress import (
     INTERRUPTED,
     STOPPED_EARLY,
@@ -140,11 +141,14 @@ def read_chunk(row: dict[str, Any]) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-def run_job(config: JobConfig, console: Console, work: Work | None = None) -> Tally:
+def run_job(
+    config: JobConfig, console: Console, work: Work | None = None, check: Callable[[], None] = lambda: None
+) -> Tally:
     """Annotates everything the config names and brings the tables up to date.
 
-    `work` replaces the stages (tests). Raises ValueError for a wrong config, OSError for a disk that cannot
-    be written, KeyboardInterrupt when interrupted; whatever happens, finished work is kept.
+    `work` replaces the stages (tests). `check` is called between rows and steps and may raise. Raises ValueError
+    for a wrong config, OSError for a disk that cannot be written, KeyboardInterrupt when interrupted; whatever
+    happens, finished work is kept.
     """
     dataset = DatasetDir.open(config.out.absolute(), config.run.bucket_digits)
     work = work or make_work(config, new_run_id())
@@ -164,10 +168,11 @@ def run_job(config: JobConfig, console: Console, work: Work | None = None) -> Ta
         return tally
     started = start_ray(config.run)
     try:
-        _consume(
-            config, dataset, pipeline(chunks, work, _num_workers(config.run)), work.run_id, tally, console
-        )
+        check()
+        rows = pipeline(chunks, work, _num_workers(config.run))
+        _consume(config, dataset, rows, work.run_id, tally, console, check)
         _assemble_on_ray(dataset, tally.buckets)
+        check()
         _join_shots_on_ray(dataset, tally.buckets)
     finally:
         if started:
@@ -182,12 +187,14 @@ def _consume(
     run_id: str,
     tally: Tally,
     console: Console,
+    check: Callable[[], None],
 ) -> None:
     """Counts rows as they come; assembles tables now and then; stops early where going on makes no sense."""
     pause_s = config.run.assemble_every_s
     next_assembly_s = time.monotonic() + pause_s
     with Progress(tally, JournalFollower(dataset.root, run_id), console):
         for row in _stream(rows):
+            check()
             tally.add(row)
             if tally.stopped is not None:
                 return
@@ -322,7 +329,9 @@ def main(config: JobConfig, work: Work | None = None) -> int:
     console = Console()
     started_s = time.monotonic()
     try:
-        tally = run_job(config, console, work)
+        with Interrupts() as interrupts:
+            tally = run_job(config, console, work, interrupts.check)
+            interrupts.check()
     except KeyboardInterrupt:
         print(f"\nstopped. Finished scenes are kept in {config.out}; the same command goes on from there.")
         return INTERRUPTED

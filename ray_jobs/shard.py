@@ -50,6 +50,7 @@ from worldline.datasets.shard_plan import (
 from worldline.datasets.shards import CutClip, summary_of, write_shard
 from worldline.ray_jobs.annotate import RunConfig, new_run_id, start_ray
 from worldline.ray_jobs.attempts import Attempts, memory_mib, timed_out
+from worldline.ray_jobs.interrupts import Interrupts
 from worldline.ray_jobs.progress import (
     ALL_ACCOUNTED,
     INTERRUPTED,
@@ -200,9 +201,10 @@ class ShardTally:
         return f"shards {self.num_shards_done}/{self.num_shards}; clips {counts}; {self.num_frames} frames"
 
 
-def run_shards(config: ShardConfig) -> ShardTally:
+def run_shards(config: ShardConfig, check: Callable[[], None] = lambda: None) -> ShardTally:
     """Plans, writes what is missing and brings the index up to date.
 
+    `check` is called between shards and steps and may raise.
     Raises ValueError for a wrong config or query, OSError for a disk that cannot be written.
     """
     shards = ShardDir(config.out.absolute())
@@ -224,7 +226,8 @@ def run_shards(config: ShardConfig) -> ShardTally:
     run_id = new_run_id()
     started = start_ray(RunConfig(address=config.address, verbose=config.verbose))
     try:
-        _consume(config, shards, run_id, tally)
+        check()
+        _consume(config, shards, run_id, tally, check)
         for group in groups(shards):
             assemble_index(shards, group)
         write_manifest(shards)
@@ -234,7 +237,9 @@ def run_shards(config: ShardConfig) -> ShardTally:
     return tally
 
 
-def _consume(config: ShardConfig, shards: ShardDir, run_id: str, tally: ShardTally) -> None:
+def _consume(
+    config: ShardConfig, shards: ShardDir, run_id: str, tally: ShardTally, check: Callable[[], None]
+) -> None:
     cpus = int(ray.cluster_resources().get("CPU", 1))
     workers = min(config.workers or cpus, tally.num_shards)
     numbers = (number for number, _ in planned_shards(shards))
@@ -253,6 +258,7 @@ def _consume(config: ShardConfig, shards: ShardDir, run_id: str, tally: ShardTal
         )
     )
     for row in rows.iter_rows():
+        check()
         tally.add(row)
         logger.info("%s", tally.line())
         if tally.stopped is not None:
@@ -266,7 +272,9 @@ def main(config: ShardConfig) -> int:
     if not config.verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        tally = run_shards(config)
+        with Interrupts() as interrupts:
+            tally = run_shards(config, interrupts.check)
+            interrupts.check()
     except KeyboardInterrupt:
         print(f"\nstopped. Finished shards are kept in {config.out}; the same command goes on from there.")
         return INTERRUPTED
