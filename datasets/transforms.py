@@ -22,6 +22,7 @@ from torch import Tensor
 from worldline.annotate.camera import Intrinsics, compose, invert
 from worldline.datasets.clip_video import decode_video
 from worldline.datasets.schema import METRIC, ClipRejected
+from worldline.datasets.straighten import straighten
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +96,8 @@ class TrainingView:
 def training_view(sample: dict[str, Any], config: ViewConfig) -> ClipView:
     """Cuts one clip to its training window.
 
-    Reads the latents where the sample has them, else the video. Raises ClipRejected("view", reason): up_to_scale,
+    Reads the latents where the sample has them, else the video, whose pictures are straightened where the lens is
+    bent. Raises ClipRejected("view", reason): up_to_scale,
     lens_distortion, no_posed_window, and what the decoder says; the loader then takes another sample.
     """
     row = sample["json"]
@@ -104,10 +106,11 @@ def training_view(sample: dict[str, Any], config: ViewConfig) -> ClipView:
         raise ClipRejected(
             "view", "up_to_scale", f"{row['clip_id']}: {row.get('scale_status') or 'no scale'}"
         )
-    if any(row.get("distortion") or ()):
-        # Ray maps of the model are of pinholes; a bent picture under straight rays teaches wrong angles.
-        raise ClipRejected("view", "lens_distortion", f"{row['camera_model']} {row['distortion']}")
     latent = sample.get("latent.npy")
+    if latent is not None and any(row.get("distortion") or ()):
+        # Ray maps of the model are of pinholes; a bent picture under straight rays teaches wrong angles, and
+        # latents cannot be straightened any more.
+        raise ClipRejected("view", "lens_distortion", f"latents of {row['camera_model']} {row['distortion']}")
     rng = np.random.Generator(np.random.Philox(key=sample["__seed__"]))
     posed = _posed(row)
     start = _start(posed, config, rng, is_fixed=latent is not None)
@@ -210,7 +213,13 @@ def _relative(row: dict[str, Any], frames: np.ndarray, is_metric: bool) -> Tenso
 
 def _intrinsics(row: dict[str, Any], frames: np.ndarray) -> Intrinsics:
     values = np.array(row["fxfycxcy_px"], dtype=np.float64).reshape(-1, 4)[frames]
-    return Intrinsics(fxfycxcy_px=values, width=row["width"], height=row["height"])
+    return Intrinsics(
+        fxfycxcy_px=values,
+        width=row["width"],
+        height=row["height"],
+        model=row.get("camera_model") or "pinhole",
+        distortion=tuple(row.get("distortion") or ()),
+    )
 
 
 def _resized(lens: Intrinsics, config: ViewConfig) -> tuple[Intrinsics, tuple[int, int], tuple[int, int]]:
@@ -230,6 +239,8 @@ def _images(
     if images.shape[1:3] != (lens.height, lens.width):
         detail = f"mp4 {images.shape[2]}x{images.shape[1]}, cameras {lens.width}x{lens.height}"
         raise ClipRejected("view", "size_differs", detail)
+    if any(lens.distortion):
+        images, lens = straighten(images, lens)
     fitted, size, (left, top) = _resized(lens, config)
     if size != (lens.width, lens.height):
         interpolation = cv2.INTER_AREA if size[0] < lens.width else cv2.INTER_CUBIC
