@@ -8,7 +8,7 @@ import numpy as np
 
 from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
-from worldline.annotate.camera import Intrinsics, unproject
+from worldline.annotate.lens_shift import corner_shift
 from worldline.annotate.mapper import CameraFreedom, Mapper
 
 _HELD = 1e-4
@@ -66,7 +66,7 @@ def choose_lens(mapper: Mapper, config: LensConfig) -> bool:
     mapper.adjust_all(max_iterations=4)
     mapper.drop_outliers()
     mapper.triangulate(np.flatnonzero(mapper.map.is_posed))
-    return _corner_shift(mapper.map.intrinsics()) > config.strong_share
+    return corner_shift(mapper.map.intrinsics()) > config.strong_share
 
 
 def _settings(freedom: CameraFreedom) -> BundleConfig:
@@ -78,17 +78,6 @@ def _settings(freedom: CameraFreedom) -> BundleConfig:
         distortion_sigma=freedom.distortion_sigma,
         centre_sigma_px=freedom.centre_sigma_px,
     )
-
-
-def _corner_shift(intrinsics: Intrinsics) -> float:
-    """How far the lens moves a corner from where a pinhole of the same focal length has it, over the half
-    diagonal; infinite where no pinhole sees that far."""
-    corner = np.zeros((1, 2))
-    ray = unproject(corner, intrinsics)[0]
-    if not ray[2] > 0.05:
-        return float("inf")
-    pinhole = intrinsics.fxfycxcy_px[:2] * ray[:2] / ray[2] + intrinsics.fxfycxcy_px[2:]
-    return float(np.linalg.norm(pinhole) / np.linalg.norm(intrinsics.fxfycxcy_px[2:]))
 
 
 def _is_monotonic(bundle: Bundle) -> bool:

@@ -9,14 +9,18 @@ exporter needs them.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from worldline.annotate.lens_shift import corner_shift
 from worldline.datasets.posed_clip import PosedClip
 
 NAME = "worldline.json"
+AS_GOOD_AS_STRAIGHT = 0.005
+"""Shift of a corner, over the half diagonal, up to which formats of pinholes take a bent lens as straight: less than
+the focal lengths of most of their clips are off."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,15 +102,19 @@ def spread(values: np.ndarray, frame_idx: np.ndarray, num_frames: int) -> np.nda
 
 
 def need_intrinsics(clip: PosedClip, name: str, *, pinhole: bool = True) -> np.ndarray:
-    """fxfycxcy_px [T, 4]; ValueError where they are unknown, or distorted and the format is of pinholes
-    only."""
+    """fxfycxcy_px [T, 4]; ValueError where they are unknown, or bent by more than `AS_GOOD_AS_STRAIGHT` and the
+    format is of pinholes only."""
     if clip.intrinsics is None or not np.isfinite(clip.intrinsics.fxfycxcy_px[clip.is_registered]).all():
         raise ValueError(f"{name} needs intrinsics, clip {clip.clip_id} has none")
-    if pinhole and clip.intrinsics.model != "pinhole" and any(clip.intrinsics.distortion):
-        raise ValueError(
-            f"{name} has no place for lens distortion, clip {clip.clip_id} is {clip.intrinsics.model} "
-            f"{clip.intrinsics.distortion}: undistort the video, or export colmap or nerfstudio"
-        )
+    if pinhole and any(clip.intrinsics.distortion):
+        fxfycxcy_px = np.atleast_2d(clip.intrinsics.fxfycxcy_px)[clip.is_registered]
+        shift = corner_shift(replace(clip.intrinsics, fxfycxcy_px=np.median(fxfycxcy_px, axis=0)))
+        if shift > AS_GOOD_AS_STRAIGHT:
+            raise ValueError(
+                f"{name} has no place for lens distortion, clip {clip.clip_id} is {clip.intrinsics.model} "
+                f"{clip.intrinsics.distortion}, which moves a corner by {shift:.1%} of the half diagonal: "
+                "undistort the video, or export colmap or nerfstudio"
+            )
     return clip.intrinsics.fxfycxcy_px
 
 

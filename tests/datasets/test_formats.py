@@ -284,6 +284,11 @@ def test_distortion_is_refused_elsewhere(tmp_path, name):
         written(wandering(model="radial", distortion=(-0.1, 0.02)), tmp_path, name)
 
 
+def test_a_bend_too_slight_to_see_is_left_out(tmp_path):
+    """A corner that moves by 0.1 % of the half diagonal."""
+    written(wandering(model="radial", distortion=(0.002, 0.0)), tmp_path, "vipe")
+
+
 @pytest.mark.parametrize("name", ["sekai", "sana_wm", "sana_wm_bench"])
 def test_missing_poses_are_refused_where_position_counts(tmp_path, name):
     with pytest.raises(ValueError, match="without a pose"):
