@@ -25,6 +25,7 @@ from worldline.annotate.bundle_problem import (
     check_bundle,
     initial_depth_scale,
     linearise,
+    pack,
     prior_cost,
     robust_cost,
 )
@@ -77,18 +78,19 @@ def _settled(bundle: Bundle, config: BundleConfig, layout: Layout) -> Bundle:
     al. 2012): without this, steps along the valley between focal length and depth are too bent to be taken."""
     if not (config.free_points and config.free_poses) or bundle.depth is not None:
         return bundle
-    points = np.array(bundle.points_in_world, dtype=np.float64, order="C")
+    packed = pack(bundle)
+    points = packed.points.copy()
     kernels.settle_points(
-        np.ascontiguousarray(bundle.cam_from_world, np.float64),
+        packed.cams,
         points,
-        np.ascontiguousarray(bundle.cam_idx, np.int64),
+        packed.cam_idx,
         layout.by_point,
         layout.point_starts,
-        np.ascontiguousarray(bundle.xy_px, np.float64),
-        np.ascontiguousarray(bundle.focal_px, np.float64),
-        np.ascontiguousarray(bundle.centre_px, np.float64),
-        kernels.MODELS[bundle.model],
-        np.ascontiguousarray(bundle.distortion, np.float64),
+        packed.xy,
+        packed.focal,
+        packed.centre,
+        packed.model,
+        packed.distortion,
         float(bundle.sigma_px),
         kernels.LOSSES[config.loss],
         float(config.loss_scale),

@@ -227,7 +227,7 @@ def coupled_steps(w, cam_step, shared_step, cam_idx, point_idx, per_cam, out):
 
 
 @numba.njit(cache=True)
-def _rho(squared, loss, scale):
+def rho(squared, loss, scale):
     """Robust cost and weight of a squared residual in sigmas."""
     c2 = scale * scale
     if loss == 2:
@@ -254,13 +254,13 @@ def settle_points(
                 t, f = cam_from_world[cam_idx[m]], focal[cam_idx[m]]
                 z = t[2, 0] * point[0] + t[2, 1] * point[1] + t[2, 2] * point[2] + t[2, 3]
                 if not z > 1e-6:
-                    new += _rho(1e6, loss, scale)[0]
+                    new += rho(1e6, loss, scale)[0]
                     continue
                 x = (t[0, 0] * point[0] + t[0, 1] * point[1] + t[0, 2] * point[2] + t[0, 3]) / z
                 y = (t[1, 0] * point[0] + t[1, 1] * point[1] + t[1, 2] * point[2] + t[1, 3]) / z
                 factor, slope, _, _ = _distort(x * x + y * y, model, k[0], k[1])
                 off_x, off_y = f * factor * x + centre[0] - xy[m, 0], f * factor * y + centre[1] - xy[m, 1]
-                value, weight = _rho((off_x * off_x + off_y * off_y) / (sigma * sigma), loss, scale)
+                value, weight = rho((off_x * off_x + off_y * off_y) / (sigma * sigma), loss, scale)
                 new += value
                 a, b = f * (factor + 2 * x * x * slope), f * 2 * x * y * slope
                 c = f * (factor + 2 * y * y * slope)

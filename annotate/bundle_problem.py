@@ -7,6 +7,7 @@ annotate/bundle.py solves it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -125,19 +126,54 @@ def check_bundle(bundle: Bundle) -> None:
         raise ValueError("adjust: focal_px must have one value per camera")
 
 
+class Packed(NamedTuple):
+    """A bundle's arrays as compiled code takes them: one layout and type each, so that every kernel is compiled
+    once. Views where the bundle has them so already."""
+
+    cams: np.ndarray
+    points: np.ndarray
+    cam_idx: np.ndarray
+    point_idx: np.ndarray
+    xy: np.ndarray
+    focal: np.ndarray
+    centre: np.ndarray
+    model: int
+    distortion: np.ndarray
+
+
+def pack(bundle: Bundle) -> Packed:
+    """The bundle for compiled code."""
+    cams, points, xy, focal, centre, distortion = (
+        np.ascontiguousarray(each, np.float64)
+        for each in (
+            bundle.cam_from_world,
+            bundle.points_in_world,
+            bundle.xy_px,
+            bundle.focal_px,
+            bundle.centre_px,
+            bundle.distortion,
+        )
+    )
+    cam_idx, point_idx = (np.ascontiguousarray(x, np.int64) for x in (bundle.cam_idx, bundle.point_idx))
+    model = kernels.MODELS[bundle.model]
+    return Packed(cams, points, cam_idx, point_idx, xy, focal, centre, model, distortion)
+
+
 def linearise(bundle: Bundle, config: BundleConfig) -> dict[str, np.ndarray]:
     """Residuals [M, 2] in pixels (NaN behind the camera), depths "z" [M] and Jacobians: cam [M, 2, per_cam],
     shared [M, 2, S], point [M, 2, 3] (zero behind the camera)."""
-    # One layout and type each, so that every kernel is compiled once.
-    cams = np.ascontiguousarray(bundle.cam_from_world, np.float64)
-    points = np.ascontiguousarray(bundle.points_in_world, np.float64)
-    cam_idx, point_idx = (np.ascontiguousarray(x, np.int64) for x in (bundle.cam_idx, bundle.point_idx))
-    focal, centre, distortion, xy = (
-        np.ascontiguousarray(each, np.float64)
-        for each in (bundle.focal_px, bundle.centre_px, bundle.distortion, bundle.xy_px)
+    packed = pack(bundle)
+    residual, z = kernels.residuals(
+        packed.cams,
+        packed.points,
+        packed.cam_idx,
+        packed.point_idx,
+        packed.xy,
+        packed.focal,
+        packed.centre,
+        packed.model,
+        packed.distortion,
     )
-    model = kernels.MODELS[bundle.model]
-    residual, z = kernels.residuals(cams, points, cam_idx, point_idx, xy, focal, centre, model, distortion)
     terms: dict[str, np.ndarray] = {"residual": residual, "z": z}
     if not (config.free_poses or config.free_points):
         return terms
@@ -150,13 +186,13 @@ def linearise(bundle: Bundle, config: BundleConfig) -> dict[str, np.ndarray]:
     }
     free = (config.free_camera_focal, config.free_focal, config.centre_sigma_px > 0, config.free_distortion)
     kernels.jacobians(
-        cams,
-        points,
-        cam_idx,
-        point_idx,
-        focal,
-        model,
-        distortion,
+        packed.cams,
+        packed.points,
+        packed.cam_idx,
+        packed.point_idx,
+        packed.focal,
+        packed.model,
+        packed.distortion,
         free,
         terms["cam"],
         terms["shared"],

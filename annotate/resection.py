@@ -12,7 +12,9 @@ import numba
 import numpy as np
 
 from worldline.annotate import bundle_kernels as kernels
-from worldline.annotate.bundle_problem import Bundle
+from worldline.annotate.bundle_problem import Bundle, pack
+
+_CAUCHY = kernels.LOSSES["cauchy"]
 
 
 def resect(bundle: Bundle, *, max_iterations: int = 15, loss_scale: float = 2.0) -> Bundle:
@@ -21,20 +23,20 @@ def resect(bundle: Bundle, *, max_iterations: int = 15, loss_scale: float = 2.0)
     The minimum is that of `adjust` with the points and the lens held and a Cauchy loss of `loss_scale` sigmas.
     Cameras without a usable observation stay where they are.
     """
-    num_cams = len(bundle.cam_from_world)
-    order = np.argsort(bundle.cam_idx, kind="stable")
-    starts = np.searchsorted(bundle.cam_idx[order], np.arange(num_cams + 1))
-    cam_from_world = np.array(bundle.cam_from_world, dtype=np.float64, order="C")
+    packed = pack(bundle)
+    order = np.argsort(packed.cam_idx, kind="stable")
+    starts = np.searchsorted(packed.cam_idx[order], np.arange(len(packed.cams) + 1))
+    cam_from_world = packed.cams.copy()
     _resect(
         cam_from_world,
-        np.ascontiguousarray(bundle.points_in_world, np.float64),
-        starts.astype(np.int64),
-        np.ascontiguousarray(bundle.point_idx[order], np.int64),
-        np.ascontiguousarray(bundle.xy_px[order], np.float64),
-        np.ascontiguousarray(bundle.focal_px, np.float64),
-        np.ascontiguousarray(bundle.centre_px, np.float64),
-        kernels.MODELS[bundle.model],
-        np.ascontiguousarray(bundle.distortion, np.float64),
+        packed.points,
+        starts,
+        packed.point_idx[order],
+        packed.xy[order],
+        packed.focal,
+        packed.centre,
+        packed.model,
+        packed.distortion,
         float(bundle.sigma_px),
         float(loss_scale),
         max_iterations,
@@ -51,7 +53,6 @@ def _resect(
         most = max(most, starts[c + 1] - starts[c])
     cam, shared, point = np.empty((most, 2, 6)), np.empty((most, 2, 0)), np.empty((most, 2, 3))
     one = np.empty((1, 3, 4))
-    c2 = loss_scale * loss_scale
     for c in range(len(cam_from_world)):
         rows = slice(starts[c], starts[c + 1])
         num = starts[c + 1] - starts[c]
@@ -61,7 +62,7 @@ def _resect(
         f = focal[c : c + 1]
         one[0] = cam_from_world[c]
         residual, _ = kernels.residuals(one, points, zero, point_idx[rows], xy[rows], f, centre, model, k)
-        cost = _cauchy(residual, sigma, c2)
+        cost = _cauchy(residual, sigma, loss_scale)
         damping = 1e-4
         for _ in range(max_iterations):
             kernels.jacobians(
@@ -77,7 +78,7 @@ def _resect(
                 shared,
                 point,
             )
-            information, gradient = _normal(cam, residual, sigma, c2)
+            information, gradient = _normal(cam, residual, sigma, loss_scale)
             improved = False
             for _ in range(6):
                 step = _solve_damped(information, gradient, damping)
@@ -85,7 +86,7 @@ def _resect(
                 new, _ = kernels.residuals(
                     candidate, points, zero, point_idx[rows], xy[rows], f, centre, model, k
                 )
-                new_cost = _cauchy(new, sigma, c2)
+                new_cost = _cauchy(new, sigma, loss_scale)
                 if new_cost < cost:
                     improved = True
                     break
@@ -101,23 +102,23 @@ def _resect(
 
 
 @numba.njit(cache=True)
-def _cauchy(residual, sigma, c2):
+def _cauchy(residual, sigma, loss_scale):
     """Robust cost; observations behind the camera count as a thousand sigmas off."""
     cost = 0.0
     for m in range(len(residual)):
         squared = (residual[m, 0] ** 2 + residual[m, 1] ** 2) / (sigma * sigma)
-        cost += c2 * np.log1p((squared if np.isfinite(squared) else 1e6) / c2)
+        cost += kernels.rho(squared if np.isfinite(squared) else 1e6, _CAUCHY, loss_scale)[0]
     return cost
 
 
 @numba.njit(cache=True)
-def _normal(cam, residual, sigma, c2):
+def _normal(cam, residual, sigma, loss_scale):
     information, gradient = np.zeros((6, 6)), np.zeros(6)
     for m in range(len(residual)):
         squared = (residual[m, 0] ** 2 + residual[m, 1] ** 2) / (sigma * sigma)
         if not np.isfinite(squared):
             continue
-        weight = 1.0 / ((1.0 + squared / c2) * sigma * sigma)
+        weight = kernels.rho(squared, _CAUCHY, loss_scale)[1] / (sigma * sigma)
         for row in range(2):
             for i in range(6):
                 scaled = cam[m, row, i] * weight

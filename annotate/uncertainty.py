@@ -3,8 +3,8 @@
 Keyframes carry the posterior covariance of the bundle adjustment; frames between them that of their
 neighbours plus what their own observations leave. Gauge: first keyframe held, scale held by the rms distance
 of the centres from it. Residuals of neighbouring frames share their errors (one template, one corner), so the
-formal covariance is too small; `inflation` is the factor measured on sequences with truth
-(benchmarks/poses.py, reliability plot).
+formal covariance is too small; `inflation` is the factor measured on rendered truth
+(benchmarks/calibration.py draws the reliability plot).
 """
 
 from __future__ import annotations

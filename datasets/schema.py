@@ -31,6 +31,16 @@ CONVENTIONS = {
 
 OK, REJECTED, FAILED = "ok", "rejected", "failed"
 METRIC, UP_TO_SCALE = "metric", "up_to_scale"
+PER_FRAME = {
+    "timestamps_s": 1,
+    "world_from_cam": 12,
+    "fxfycxcy_px": 4,
+    "is_registered": 1,
+    "sigma_translation": 1,
+    "sigma_rotation_rad": 1,
+}
+"""Per-frame lists -> numbers a frame."""
+
 DEGENERACIES = ("ok", "static", "pure_rotation", "low_parallax", "planar", "zoom", "distorted", "too_short")
 
 _NAMESPACE = uuid.UUID("6f1d2c5e-0c0e-5d8e-9b7b-7f6c1f4f9a10")

@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from worldline.datasets import schema
 from worldline.datasets.commit_log import replace_file
 from worldline.datasets.schema import CONVENTIONS, SCHEMA_VERSION, TRAJECTORIES, ClipRejected
 
@@ -40,15 +41,7 @@ MEMBERS = ("json", "latent.npy", "mp4")
 SHARDS_PER_INDEX = 64
 """Parts of one index file: at 60 one-minute clips a shard some 300 MB, a size Parquet readers are at ease with."""
 
-PER_FRAME = {
-    "timestamps_s": 1,
-    "world_from_cam": 12,
-    "fxfycxcy_px": 4,
-    "is_registered": 1,
-    "sigma_translation": 1,
-    "sigma_rotation_rad": 1,
-    "frame_idx": 1,
-}
+PER_FRAME = schema.PER_FRAME | {"frame_idx": 1}
 """List columns with this many numbers a written frame."""
 
 _BLOCK = 512

@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from worldline.datasets.schema import CONVENTIONS, DEGENERACIES, METRIC, OK, SCHEMA_VERSION, UP_TO_SCALE
-
-PER_FRAME = {
-    "timestamps_s": 1,
-    "world_from_cam": 12,
-    "fxfycxcy_px": 4,
-    "is_registered": 1,
-    "sigma_translation": 1,
-    "sigma_rotation_rad": 1,
-}
-"""Per-frame lists -> numbers a frame."""
+from worldline.datasets.schema import (
+    CONVENTIONS,
+    DEGENERACIES,
+    METRIC,
+    OK,
+    PER_FRAME,
+    SCHEMA_VERSION,
+    UP_TO_SCALE,
+)
 
 MAX_SPEED_M_S = 120.0
 """A metric clip whose median speed is higher is taken for one in another unit; trains and racing cars stay
