@@ -91,6 +91,80 @@ _VERSIONS = [
     _field("config_hash", _TEXT, "hash of the configuration that made this row", nullable=False),
 ]
 
+_SCORES = [
+    # Image (filters/image.py)
+    _field("blur", _REAL, "Crete's blur effect: 0 sharp, 1 blurred; falls less with content than sharpness"),
+    _field("border_share", _REAL, "share of the picture under black bars that stay"),
+    _field("letterbox_share", _REAL, "share of the height under black bars at the top and bottom"),
+    _field("pillarbox_share", _REAL, "share of the width under black bars at the sides"),
+    _field("blockiness", _REAL, "steps on the codec's 8-pixel grid over steps off it; 1: no blocks"),
+    _field("clipped_dark_share", _REAL, "share of pixels at luma 2 or less, outside the bars"),
+    _field("clipped_bright_share", _REAL, "share of pixels at luma 253 or more, outside the bars"),
+    _field("clipped_share", _REAL, "clipped_dark_share + clipped_bright_share"),
+    _field("piqe", _REAL, "PIQE no-reference quality at the working size: 0 best, 100 worst"),
+    # Motion (filters/motion.py, filters/vmaf_motion.py)
+    _field("flow_576x320_px", _REAL, "mean |component| of flow at 576x320: scale of UniMatch ranges", "px"),
+    _field("flow_std_px", _REAL, "standard deviation over pairs of their mean flow, at working size", "px"),
+    _field("flow_spread_px", _REAL, "mean over pairs of the flow's spread within the picture", "px"),
+    _field("moving_share", _REAL, "share of the picture that moves by itself, mean over pairs"),
+    _field("frozen_share", _REAL, "share of frames that repeat the frame before"),
+    _field("jitter", _REAL, "rms shake of the picture about its smoothed path, over its width"),
+    _field("vmaf_motion", _REAL, "FFmpeg's vmafmotion: mean over frames at the working size and own rate"),
+    # Overlay (filters/overlay.py)
+    _field("text_area_share", _REAL, "share of the picture under text, mean over looks"),
+    _field("text_persistence", _REAL, "share of looks in which the most lasting text is there"),
+    _field("text_backend", _TEXT, "what found the text: edges (likeness only) or rapidocr (read)"),
+    _field("subtitle_share", _REAL, "share of looks with a line of text low in the picture that changes"),
+    _field("logo_area_share", _REAL, "share of the picture under still edges; null where all of it is still"),
+    _field("split_screen", _REAL, "share of its length over which the strongest seam cuts the picture: 0-1"),
+    _field("picture_in_picture", _REAL, "share of its outline over which an inset stands out: 0-1"),
+    # Content (filters/content.py), each by an optional detector
+    _field("num_faces", _REAL, "faces a look: the most in any; null: not looked for"),
+    _field("num_people", _REAL, "people a look: the 95th percentile; null: not looked for"),
+    _field("num_vehicles", _REAL, "vehicles a look: the 95th percentile; null: not looked for"),
+    _field("num_animals", _REAL, "animals a look: the 95th percentile; null: not looked for"),
+    _field("num_entities", _REAL, "people, vehicles and animals, counted together; null: not looked for"),
+    _field("vlm_quality", _REAL, "a vision-language model's verdict: 1 pass, 0 fail; null: not asked"),
+    _field("vlm_flags", _TEXT, "JSON list of what it found wrong; null: not asked"),
+    _field("aesthetic", _REAL, "LAION-type aesthetic score, 1-10; null: not scored"),
+    _field("dover", _REAL, "DOVER quality, mean over 5 s chunks, 0-1; null: not scored"),
+    _field("content_backends", _TEXT, "JSON object of score -> backend that gave it; null: none"),
+    # Duplicates (filters/fingerprint.py)
+    _field("pixels_hash", _TEXT, "digest of the looked-at pixels: equal for remuxed copies"),
+    _field("fingerprint", pa.list_(_INT), "64-bit perceptual hashes, 3 crops a look; 0: too flat to tell"),
+    # Camera (filters/camera.py), of the registered frames
+    _field("focal_mismatch", _REAL, "|fx - fy| over their mean, median over frames"),
+    _field("focal_variation", _REAL, "standard deviation over mean of fx, over frames"),
+    _field("speed_mean", _REAL, "path_length over the time it took", "length_unit/s"),
+    _field("speed_max", _REAL, "fastest half second", "length_unit/s"),
+    _field("speed_variation", _REAL, "standard deviation over mean of the speed of half seconds"),
+    _field("acceleration_rms", _REAL, "rms acceleration of the centre over half seconds", "length_unit/s2"),
+    _field(
+        "smoothness", _REAL, "rms of the path about its half-second smoothing, over the mean step of 0.5 s"
+    ),
+    _field("jump_share", _REAL, "share of frames off the path that their neighbours foretell"),
+    _field("turn_rate", _REAL, "mean rate of turning", "deg/s"),
+    _field("turn_rate_max", _REAL, "fastest half second of turning", "deg/s"),
+    _field("turn_total_deg", _REAL, "angle turned along the path, all turns added up", "deg"),
+    _field(
+        "yaw_net_deg", _REAL, "turn to the right from first to last frame about the first's down axis", "deg"
+    ),
+    _field("yaw_range_deg", _REAL, "largest less smallest yaw", "deg"),
+    _field("pitch_range_deg", _REAL, "largest less smallest pitch", "deg"),
+    _field("roll_range_deg", _REAL, "largest less smallest roll", "deg"),
+    _field("displacement", _REAL, "distance from first to last centre", "length_unit"),
+    _field("straightness", _REAL, "displacement over path_length: 1 straight, 0 closed; null: no path"),
+    _field("path_extent", _REAL, "largest distance of a centre from the first", "length_unit"),
+    _field("num_turns", _INT, "changes of direction by more than 26 deg along the path"),
+    _field("forward_share", _REAL, "share of the path along the optical axis; backwards counts negative"),
+    _field("sideways_share", _REAL, "share of the path along the image's x axis, either way"),
+    _field("vertical_share", _REAL, "share of the path along the image's y axis, either way"),
+    _field("path_shape", _TEXT, "static, turn, forward, backward, sideways, vertical, arc, loop or mixed"),
+    _field("sigma_translation_median", _REAL, "median of sigma_translation over frames", "length_unit"),
+    _field("sigma_rotation_median_deg", _REAL, "median of sigma_rotation_rad over frames", "deg"),
+    _field("sigma_share", _REAL, "sigma_translation_median over path_extent"),
+]
+
 VIDEOS = pa.schema(
     [
         _field(
@@ -203,6 +277,7 @@ TRAJECTORIES = pa.schema(
         _field("sharpness", _REAL, "median variance of the Laplacian of luma at the working size"),
         _field("flow_px", _REAL, "mean optical flow of pairs 0.5 s apart, at the working size", "px"),
         _field("static_share", _REAL, "share of frame pairs whose median flow is under 0.1 px"),
+        *_SCORES,
         _field(
             "sidecar_path",
             _TEXT,
