@@ -42,6 +42,8 @@ from worldline.annotate.reconstruction import Reconstruction
 from worldline.annotate.scale import Scale, ScaleConfig, estimate_scale
 from worldline.annotate.scale_cues import Cue, known_poses_cue
 from worldline.datasets.schema import METRIC, REJECTED, UP_TO_SCALE, ClipRejected
+from worldline.filters.camera import camera_scores
+from worldline.filters.clip_scores import ClipScores, ScoresConfig
 
 if TYPE_CHECKING:
     from worldline.annotate.scenes import Scene
@@ -74,6 +76,8 @@ class ClipConfig:
     depth_adjustment: DepthAdjustmentConfig = field(default_factory=DepthAdjustmentConfig)
     given: GivenConfig = field(default_factory=GivenConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
+    """Scores for curation (docs/scores.md)."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -113,12 +117,9 @@ def annotate_clip(
 def _annotate(
     info: VideoInfo, scene: Scene, config: ClipConfig, sidecar_path: Path | None, given: Given | None
 ) -> dict[str, Any]:
-    from worldline.filters.image import ImageScores
-    from worldline.filters.motion import MotionScores
-
-    image_scores, motion_scores = ImageScores(), MotionScores()
+    scores = ClipScores(config.scores, coded_size=(info.width, info.height))
     times: list[float] = []
-    frames = _frames(info, scene, config, times, (image_scores, motion_scores))
+    frames = _frames(info, scene, config, times, scores)
     depth = _clip_depth(info, config, given)
     row: dict[str, Any] = {"mode": config.mode, "given_id": None if given is None else given.given_id}
     geometry: Geometry | None = None
@@ -134,7 +135,7 @@ def _annotate(
             raise ClipRejected("video", "no_frames", f"nothing decodes between {scene.span}") from None
         raise
     row |= frame_columns(info, times)
-    row |= image_scores.result() | motion_scores.result() | {"num_cuts": float(scene.num_cuts)}
+    row |= scores.result() | {"num_cuts": float(scene.num_cuts)}
     if config.mode == GT_POSE:
         columns, posed, scale = _on_given_path(info, scene, config, geometry, given, np.array(times))
         row |= columns
@@ -148,6 +149,7 @@ def _annotate(
         row |= depth_columns(depth)
     else:
         posed, scale = None, None
+    row |= camera_scores(row)
     if sidecar_path is not None and posed is not None and len(posed.xy_px):
         whole = scaled(posed, scale)
         whole.save(sidecar_path)
@@ -158,7 +160,7 @@ def _annotate(
 
 
 def _frames(
-    info: VideoInfo, scene: Scene, config: ClipConfig, times: list[float], scores: Sequence[Any]
+    info: VideoInfo, scene: Scene, config: ClipConfig, times: list[float], scores: ClipScores
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(grey, rgb) of the scene, noting times and feeding the scores on the way."""
     import cv2
@@ -167,8 +169,7 @@ def _frames(
 
     for frame in read_frames(info, scene.span, max_pixels=config.max_pixels, num_threads=config.num_threads):
         times.append(frame.timestamp_s)
-        for score in scores:
-            score.add(frame.image, frame.timestamp_s)
+        scores.add(frame.image, frame.timestamp_s)
         image = square_pixels(frame.image, config.stretch)
         yield cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), image
 

@@ -114,10 +114,12 @@ _SCORES = [
     _field("text_area_share", _REAL, "share of the picture under text, mean over looks"),
     _field("text_persistence", _REAL, "share of looks in which the most lasting text is there"),
     _field("text_backend", _TEXT, "what found the text: edges (likeness only) or rapidocr (read)"),
-    _field("subtitle_share", _REAL, "share of looks with a line of text low in the picture that changes"),
+    _field("subtitle_share", _REAL, "share of looks with a line of text low in the middle of the picture"),
     _field("logo_area_share", _REAL, "share of the picture under still edges; null where all of it is still"),
     _field("split_screen", _REAL, "share of its length over which the strongest seam cuts the picture: 0-1"),
-    _field("picture_in_picture", _REAL, "share of its outline over which an inset stands out: 0-1"),
+    _field(
+        "picture_in_picture", _REAL, "share of an inset's outline that is a seam; null where all is still"
+    ),
     # Content (filters/content.py), each by an optional detector
     _field("num_faces", _REAL, "faces a look: the most in any; null: not looked for"),
     _field("num_people", _REAL, "people a look: the 95th percentile; null: not looked for"),

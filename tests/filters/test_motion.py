@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from worldline.filters.motion import MotionConfig, MotionScores
+from worldline.filters.motion import MotionConfig, MotionScores, moving_share
 
 
 def _texture(height, width, seed=0):
@@ -64,12 +64,75 @@ def test_pairs_are_half_a_second_apart_whatever_the_rate():
 
 def test_without_a_pair_the_scores_are_unknown():
     scores = MotionScores()
-    assert scores.result() == {"flow_px": None, "static_share": None}
+    assert set(scores.result().values()) == {None}
     scores.add(_texture(120, 160), 0.0)
     scores.add(_texture(120, 160), 0.4)
-    assert scores.result() == {"flow_px": None, "static_share": None}
+    assert set(scores.result().values()) == {None}
 
 
 def test_senseless_settings_are_refused():
     with pytest.raises(ValueError, match="pair_gap_s"):
         MotionConfig(pair_gap_s=0.0)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (360, 640), (640, 360)])
+def test_published_flow_is_the_mean_component_at_576x320(size):
+    scores = MotionScores()
+    for image, time_s in _shifted(24.0, 31, size):
+        scores.add(image, time_s)
+    wide = 576 if size[1] >= size[0] else 320
+    # All motion is along x: the mean over both components is half of it.
+    expected = 24.0 * wide / size[1] / 2
+    assert scores.result()["flow_576x320_px"] == pytest.approx(expected, rel=0.15)
+
+
+def test_spread_is_that_of_the_field_and_deviation_that_of_the_pairs():
+    field = MotionScores()
+    for image, time_s in _shifted(12.0, 31):
+        field.add(image, time_s)
+    assert field.result()["flow_spread_px"] < 3
+    assert field.result()["flow_std_px"] < 0.5
+    # Two pairs, one at rest and one that moves by 10.
+    uneven = MotionScores()
+    world = _texture(240, 360)
+    for k, offset in enumerate((20, 20, 30)):
+        uneven.add(world[:, offset : offset + 320], 0.5 * k)
+    assert uneven.result()["flow_std_px"] == pytest.approx(5.0, rel=0.1)
+
+
+def _path_frames(offsets):
+    world = _texture(300, 500)
+    for k, (x, y) in enumerate(offsets):
+        move = np.float32([[1, 0, -90 - x], [0, 1, -30 - y]])
+        yield cv2.warpAffine(world, move, (320, 240)), k / 30
+
+
+def test_jitter_is_the_rms_shake_over_the_width_and_not_the_path():
+    """Against the same shake measured on the true offsets, at 15 Hz, which no smoothing keeps."""
+    frames = 45
+    pan = np.stack([0.8 * np.arange(frames), np.zeros(frames)], axis=1)
+    shake = np.zeros((frames, 2))
+    shake[::2, 0] += 6.0
+    results = []
+    for offsets in (pan, pan + shake):
+        scores = MotionScores()
+        for image, time_s in _path_frames(offsets):
+            scores.add(image, time_s)
+        results.append(scores.result()["jitter"])
+    assert results[0] < 0.0015
+    assert results[1] == pytest.approx(3.0 / 320, rel=0.2)  # alternates by +-3 px about its mean
+
+
+def test_what_moves_by_itself_is_measured_against_a_turning_camera_and_a_moving_one():
+    height, width = 180, 240
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    turning = np.stack([np.full_like(x, 7.0), np.full_like(x, -3.0)], axis=2)
+    rng = np.random.default_rng(2)
+    inverse_depth = cv2.GaussianBlur(rng.uniform(0, 1, (height, width)).astype(np.float32), (0, 0), 6)
+    inverse_depth = (inverse_depth - inverse_depth.min()) / np.ptp(inverse_depth)
+    driving = np.stack([(x - 120), (y - 90)], axis=2) * (0.05 + 0.25 * inverse_depth[..., None])
+    for flow in (turning, driving.astype(np.float32)):
+        assert moving_share(flow, 2.0) < 0.03
+        mixed = flow.copy()
+        mixed[60:120, 80:140] += (-9.0, 12.0)
+        assert moving_share(mixed, 2.0) == pytest.approx(60 * 60 / (height * width), abs=0.04)

@@ -1,0 +1,98 @@
+"""Mean steps between neighbouring pixels in, how much lines cut the picture into parts out.
+
+A seam is a line of pixels with a step that its neighbourhood does not have; over a whole clip a scene's own edges
+move across it and leave none.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+STEP_PX = 2
+"""Distance of the pixels compared: scaling pictures down spreads a seam over two."""
+
+_LEAST_LEVELS = 2.0
+_RATIO = 1.6
+
+
+def steps(luma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[H, W] float32 -> |difference| to the pixel STEP_PX further right and further down, [H, W]; 0 at the rim."""
+    along_x, along_y = np.zeros_like(luma), np.zeros_like(luma)
+    cv2.absdiff(luma[:, STEP_PX:], luma[:, :-STEP_PX], dst=along_x[:, :-STEP_PX])
+    cv2.absdiff(luma[STEP_PX:], luma[:-STEP_PX], dst=along_y[:-STEP_PX])
+    return along_x, along_y
+
+
+def seam_masks(step_x: np.ndarray, step_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over time of `steps` -> [H, W] bool where an upright seam, and where a level one, may be."""
+    return _mask(step_x), np.ascontiguousarray(_mask(np.ascontiguousarray(step_y.T)).T)
+
+
+def _mask(step: np.ndarray) -> np.ndarray:
+    """Steps along x far above those 5 to 12 pixels to either side."""
+    # Smoothed along the seam: one row's own texture is no seam.
+    step = cv2.blur(step, (1, 11))
+    wide, narrow = (cv2.blur(step, (size, 1), borderType=cv2.BORDER_REFLECT) * size for size in (25, 9))
+    return step > _RATIO * (wide - narrow) / 16 + _LEAST_LEVELS
+
+
+def split_score(upright: np.ndarray, level: np.ndarray) -> float:
+    """Share of its length over which the strongest seam from edge to edge is one; those near the rim do not count."""
+    best = 0.0
+    for mask, axis in ((upright, 0), (level, 1)):
+        share = mask.mean(axis=axis)
+        rim = round(0.12 * len(share))
+        best = max(best, float(share[rim : len(share) - rim].max(initial=0.0)))
+    return best
+
+
+def inset_score(upright: np.ndarray, level: np.ndarray) -> float:
+    """Share of the outline of the best rectangle that is a seam, mean of its four sides.
+
+    Sides on the picture's own rim count as found; a rectangle as wide or as high as the picture is a split.
+    """
+    height, width = upright.shape
+    sides = _runs(upright)
+    tolerance = max(3, round(0.02 * height))
+    level_sum = np.concatenate(
+        [np.zeros((height, 1)), np.cumsum(cv2.dilate(level.astype(np.uint8), np.ones((3, 1))), axis=1)],
+        axis=1,
+    )
+    best = 0.0
+    rim = [(0, 0, height, 1.0), (width - 1, 0, height, 1.0)]
+    for first in [*sides, rim[0]]:
+        for second in [*sides, rim[1]]:
+            if (first in rim and second in rim) or not 0.1 * width < second[0] - first[0] < 0.9 * width:
+                continue
+            own = first if second in rim else second
+            other = own if second in rim or first in rim else first
+            if abs(own[1] - other[1]) > tolerance or abs(own[2] - other[2]) > tolerance:
+                continue
+            top, bottom = own[1], own[2]
+            if bottom - top > 0.9 * height:
+                continue
+            shares = [own[3], other[3]]
+            for row in (top, bottom):
+                if tolerance < row < height - tolerance:
+                    rows = slice(max(0, row - tolerance), row + tolerance + 1)
+                    found = level_sum[rows, second[0]] - level_sum[rows, first[0]]
+                    shares.append(float(found.max()) / (second[0] - first[0]))
+            best = max(best, min(1.0, float(np.mean(shares))))
+    return best
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int, int, float]]:
+    """(column, top, bottom, share filled) of the longest upright seam of every column that has one of some length;
+    at most 40, the longest."""
+    height = mask.shape[0]
+    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 1)))
+    found = []
+    for column in np.flatnonzero(closed.sum(axis=0) > 0.12 * height):
+        ends = np.flatnonzero(np.diff(closed[:, column], prepend=0, append=0))
+        starts, stops = ends[::2], ends[1::2]
+        k = int(np.argmax(stops - starts))
+        top, bottom = int(starts[k]), int(stops[k])
+        if bottom - top > 0.12 * height:
+            found.append((int(column), top, bottom, float(mask[top:bottom, column].mean())))
+    return sorted(found, key=lambda run: run[1] - run[2])[:40]
