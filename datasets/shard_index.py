@@ -176,15 +176,17 @@ def select(
 
     `where`: SQL condition over the index's columns, e.g. "scale_sigma < 0.1 and degeneracy = 'ok'". `weight`: SQL
     expression, the sample's expected share of an epoch; 0 leaves it out. `decisions`: Parquet file with clip_id and
-    a boolean `keep`, joined to the rows; clips it does not name are left out. Where a clip lies in several shards,
+    a boolean `keep` (`worldline decide` writes one), joined to the rows; clips it does not name are left out, and its
+    weight is the column `decision_weight`. Where a clip lies in several shards,
     annotated anew, the newest counts. Raises ValueError for a wrong query, a weight that is not a finite number of
     at least 0, and where nothing is selected.
     """
-    tables: dict[str, object] = {"index_rows": open_index(location)}
+    tables: dict[str, Any] = {"index_rows": open_index(location)}
     join = ""
     if decisions is not None:
         tables["decisions"] = pads.dataset(str(decisions), format="parquet")
-        join = "JOIN (SELECT clip_id FROM decisions WHERE keep) USING (clip_id)"
+        own_weight = ", weight AS decision_weight" if "weight" in tables["decisions"].schema.names else ""
+        join = f"JOIN (SELECT clip_id{own_weight} FROM decisions WHERE keep) USING (clip_id)"
     columns = ", ".join(f'"{m}_{name}"' for m in MEMBERS for name in ("offset", "size", "crc32"))
     latest = f"SELECT clip_id, max(shard) AS shard FROM index_rows WHERE status = '{OK}' GROUP BY clip_id"
     text = (

@@ -49,6 +49,12 @@ COMMANDS = {
     "delete": Command(
         "worldline.datasets.withdraw", "WithdrawConfig", "delete a source or licence, with a log"
     ),
+    "decide": Command(
+        "worldline.datasets.decisions", "DecideConfig", "which clips a rule set keeps, and why not the others"
+    ),
+    "explain": Command(
+        "worldline.datasets.explain", "ExplainConfig", "every score of a clip against its range"
+    ),
     "generate": Command(
         "worldline.train.generate", "GenerateConfig", "a video from an image, a caption and a camera path"
     ),

@@ -1,0 +1,197 @@
+"""Scores of many clips and a rule set in, one decision a clip out: kept or not, and the rule that did it.
+
+The only place where a score becomes a verdict. It is a query over stored columns: nothing is decoded or measured
+again, so a threshold is changed and asked anew in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from worldline.datasets.schema import SCHEMA_VERSION
+from worldline.filters.balance import BalanceConfig, weighted_sql
+from worldline.filters.rule_sets import DERIVED, Rule, RuleSet
+
+DECISIONS = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("keep", pa.bool_()),
+        ("reason", pa.string()),
+        ("weight", pa.float64()),
+        ("group_id", pa.string()),
+        ("rules", pa.string()),
+        ("rules_hash", pa.string()),
+        ("schema_version", pa.int64()),
+        ("tool_version", pa.string()),
+    ]
+)
+"""`reason`: null where kept. `weight`: 0 where not kept, 1 on average where kept. `group_id`: of near-duplicates;
+null: no duplicates known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """One rule asked of one clip."""
+
+    rule: Rule
+    value: Any
+    """The clip's score; None: unknown."""
+    reason: str | None
+    """Why the rule is broken; None: it is not."""
+
+
+def decide(
+    rows: pa.Table | pads.Dataset,
+    rules: RuleSet,
+    *,
+    source: str | None = None,
+    balance: BalanceConfig | None = None,
+    duplicates: pa.Table | pads.Dataset | None = None,
+    tool_version: str = "",
+) -> pa.Table:
+    """One row of DECISIONS a clip, in the order of the rows.
+
+    `source` applies its ranges to every clip; None: each clip has those of its own source. `duplicates`: clip_id and
+    group_id of near-duplicates. Raises ValueError where the rows lack a column that a rule is about.
+    """
+    balance = balance or BalanceConfig()
+    names = rows.schema.names
+    needed = {column for rule in _all_rules(rules) for column in _columns_of(rule)} | {"clip_id", "source"}
+    if missing := sorted((needed | set(balance.columns)) - set(names)):
+        raise ValueError(f"the table lacks {', '.join(missing)}")
+    connection = duckdb.connect()
+    try:
+        connection.execute("SET enable_external_access = false")
+        connection.register("rows", rows)
+        groups = "SELECT NULL::VARCHAR AS clip_id, NULL::VARCHAR AS group_id WHERE false"
+        if duplicates is not None:
+            connection.register("duplicates", duplicates)
+            groups = "SELECT clip_id::VARCHAR AS clip_id, min(group_id::VARCHAR) AS group_id FROM duplicates GROUP BY 1"
+        text = _QUERY.format(
+            reason=_reason_sql(rules, source),
+            balanced=", ".join(f'rows."{c}" AS "{c}"' for c in balance.columns),
+            groups=groups,
+            weighted=weighted_sql(balance),
+        )
+        found = connection.sql(text).to_arrow_table()
+    finally:
+        connection.close()
+    facts = {
+        "rules": rules.name,
+        "rules_hash": rules.digest() + (f"@{source}" if source else ""),
+        "schema_version": SCHEMA_VERSION,
+        "tool_version": tool_version,
+    }
+    for name, value in facts.items():
+        found = found.append_column(name, pa.repeat(value, len(found)))
+    return found.cast(DECISIONS)
+
+
+_QUERY = """
+WITH judged AS (
+  SELECT row_number() OVER () AS place, rows.clip_id AS clip_id, ({reason}) AS reason, {balanced} FROM rows
+), grouped AS (
+  SELECT judged.*, found.group_id AS group_id, reason IS NULL AS keep
+  FROM judged LEFT JOIN ({groups}) AS found USING (clip_id)
+)
+SELECT clip_id, keep, reason, weight, group_id FROM ({weighted}) ORDER BY place
+"""
+
+
+def explain(row: Mapping[str, Any], rules: RuleSet, *, source: str | None = None) -> list[Verdict]:
+    """Every rule asked of one clip, in order; the first broken one is the reason that `decide` gives."""
+    return [
+        Verdict(rule=rule, value=(value := value_of(row, rule.column)), reason=_judge(rule, value))
+        for rule in rules.of_source(source if source is not None else row.get("source"))
+    ]
+
+
+def value_of(row: Mapping[str, Any], column: str) -> Any:
+    """The row's value of a column or of a name in DERIVED; None where it is unknown."""
+    if column == "duration_s":
+        known = row.get("start_s") is not None and row.get("end_s") is not None
+        return row["end_s"] - row["start_s"] if known else None
+    if column == "num_pixels":
+        return row["width"] * row["height"] if row.get("width") and row.get("height") else None
+    value = row.get(column)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _judge(rule: Rule, value: Any) -> str | None:
+    unknown, low, high, other = _reasons(rule)
+    if value is None:
+        return unknown
+    if rule.among:
+        return None if value in rule.among else other
+    if rule.pattern:
+        plain = re.sub(r"[\s_]+", "-", str(value).strip().lower())
+        return None if re.fullmatch(rule.pattern, plain) else other
+    if rule.min is not None and value < rule.min:
+        return low
+    return high if rule.max is not None and value > rule.max else None
+
+
+def _reasons(rule: Rule) -> tuple[str, str, str, str]:
+    """What is said where the value is unknown, below, above, or another word. Without the value itself, so that equal
+    reasons count together."""
+    about = f"{rule.reason}: " if rule.reason else ""
+    unknown = f"{about}{rule.column} unknown"
+    low = f"{about}{rule.column} below {rule.min:g}" if rule.min is not None else ""
+    high = f"{about}{rule.column} above {rule.max:g}" if rule.max is not None else ""
+    words = rule.range if rule.among else "of the wanted kind"
+    return unknown, low, high, f"{about}{rule.column} not {words}"
+
+
+def _all_rules(rules: RuleSet) -> list[Rule]:
+    return [rule for group in (rules.rules, *rules.by_source.values()) for rule in group]
+
+
+def _columns_of(rule: Rule) -> list[str]:
+    sql = DERIVED.get(rule.column)
+    return re.findall(r"[a-z_]+", sql) if sql else [rule.column]
+
+
+def _reason_sql(rules: RuleSet, source: str | None) -> str:
+    """SQL of the first broken rule's reason, null where none is."""
+    if source is not None or not rules.by_source:
+        return _chain(rules.of_source(source))
+    cases = " ".join(f"WHEN {_text(name)} THEN ({_chain(rules.of_source(name))})" for name in rules.by_source)
+    return f"CASE rows.source {cases} ELSE ({_chain(rules.of_source(None))}) END"
+
+
+def _chain(rules: tuple[Rule, ...]) -> str:
+    whens = " ".join(
+        f"WHEN {condition} THEN {_text(reason)}" for r in rules for condition, reason in _breaks(r)
+    )
+    return f"CASE {whens} ELSE NULL END"
+
+
+def _breaks(rule: Rule) -> list[tuple[str, str]]:
+    """(SQL condition, reason) of every way to break a rule; a null never reaches the comparisons."""
+    unknown, low, high, other = _reasons(rule)
+    column = f"({DERIVED[rule.column]})" if rule.column in DERIVED else f'rows."{rule.column}"'
+    if rule.among:
+        words = ", ".join(_text(word) for word in rule.among)
+        return [(f"{column} IS NULL", unknown), (f"{column} NOT IN ({words})", other)]
+    if rule.pattern:
+        plain = rf"regexp_replace(lower(trim({column})), '[\s_]+', '-', 'g')"
+        match = f"regexp_full_match({plain}, {_text(rule.pattern)})"
+        return [(f"{column} IS NULL", unknown), (f"NOT {match}", other)]
+    found = [(f"{column} IS NULL OR isnan({column}::DOUBLE)", unknown)]
+    if rule.min is not None:
+        found.append((f"{column} < {rule.min!r}::DOUBLE", low))
+    if rule.max is not None:
+        found.append((f"{column} > {rule.max!r}::DOUBLE", high))
+    return found
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
