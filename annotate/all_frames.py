@@ -21,7 +21,7 @@ from worldline.annotate.bundle_problem import (
     robust_cost,
 )
 from worldline.annotate.camera import hat, invert
-from worldline.annotate.keyframe_map import KeyframeMap
+from worldline.annotate.keyframe_map import KeyframeMap, shutter_px
 from worldline.annotate.resection import resect
 from worldline.annotate.tracks import Tracks
 
@@ -37,7 +37,7 @@ class FramePoses:
     track_idx: np.ndarray
     """[M]"""
     xy_px: np.ndarray
-    """[M, 2]"""
+    """[M, 2], as a global shutter would show them."""
     focal_px: np.ndarray
     """[T] focal length of each frame."""
     error_px: np.ndarray
@@ -55,11 +55,13 @@ def pose_all_frames(
     min_points: int = 15,
     free_translation: bool = True,
     focal_px: np.ndarray | None = None,
+    velocity_px: np.ndarray | None = None,
 ) -> FramePoses:
     """Poses every frame of a clip from its keyframe map.
 
     free_translation=False: a camera that only turns. focal_px [T]: start values of a focal length that
-    changes from frame to frame and is then free; None: the map's.
+    changes from frame to frame and is then free; None: the map's. velocity_px [M, 2]: of all observations
+    (annotate/shutter.py), used where the map's shutter rolls.
     """
     has_point = np.isfinite(keyframe_map.points[:, 0])
     rows = has_point[tracks.track_idx]
@@ -68,6 +70,9 @@ def pose_all_frames(
         tracks.track_idx[rows],
         tracks.xy_px[rows].astype(np.float64),
     )
+    if keyframe_map.readout and velocity_px is not None:
+        size = (tracks.width, tracks.height)
+        xy -= keyframe_map.readout * shutter_px(xy, velocity_px[rows], size, keyframe_map.scan_axis)
     start = _start_poses(tracks, keyframe_map)
     num_frames = tracks.num_frames
     bundle = Bundle(

@@ -109,18 +109,12 @@ class PoseCovariance:
     """1-sigma of the shared log focal length; NaN where it was not free."""
 
 
-def covariance(
-    bundle: Bundle, config: BundleConfig, *, gauge_cam: int = 0, considered_centre_px: float = 0.0
-) -> PoseCovariance:
+def covariance(bundle: Bundle, config: BundleConfig, *, gauge_cam: int = 0) -> PoseCovariance:
     """Covariance of all poses with the points marginalised, at an adjusted bundle, in units of `sigma_px`.
 
     Gauge: camera `gauge_cam` is held, and the rms distance of the camera centres from it is held, which fixes
-    the one scale a monocular clip leaves free. `considered_centre_px`: 1-sigma of a principal point that the
-    adjustment held; what its error does to the poses is added (a consider covariance, Schmidt 1966). Raises
-    numpy.linalg.LinAlgError where the poses are not determined.
+    the one scale a monocular clip leaves free. Raises numpy.linalg.LinAlgError where the poses are not determined.
     """
-    if considered_centre_px > 0:
-        config = replace(config, centre_sigma_px=1e9)  # Its columns are wanted, not its prior.
     layout = Layout.of(bundle, config)
     terms = linearise(bundle, config)
     _, weight = robust_cost(bundle, config, terms)
@@ -149,12 +143,8 @@ def covariance(
         reduced += np.outer(scale_direction, scale_direction) * np.trace(reduced) * 10
     keep = np.ones(size, dtype=bool)
     keep[gauge_cam * layout.per_cam : gauge_cam * layout.per_cam + 6] = False
-    centre_at = layout.num_cam + int(config.free_focal) + np.arange(2 if considered_centre_px > 0 else 0)
-    keep[centre_at] = False
     factor = scipy.linalg.cho_factor(reduced[np.ix_(keep, keep)], lower=True, check_finite=False)
     inverse = scipy.linalg.cho_solve(factor, np.eye(int(keep.sum())), check_finite=False)
-    by_centre = inverse @ reduced[np.ix_(keep, centre_at)] * considered_centre_px
-    inverse += by_centre @ by_centre.T
     full = np.zeros((size, size))
     full[np.ix_(keep, keep)] = inverse
     cams = full[: layout.num_cam, : layout.num_cam].reshape(

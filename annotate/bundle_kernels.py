@@ -55,9 +55,10 @@ def residuals(cam_from_world, points, cam_idx, point_idx, xy, focal, centre, mod
 def jacobians(cam_from_world, points, cam_idx, point_idx, focal, model, k, free, cam, shared, point):
     """Fills cam [M, 2, per_cam], shared [M, 2, S] and point [M, 2, 3]; zero rows behind the camera.
 
-    free: (focal per camera, shared focal, shared principal point, shared distortion).
+    free: (focal per camera, shared focal, shared principal point, readout, shared distortion). The readout's column
+    is left alone: it does not depend on the projection.
     """
-    by_camera_focal, by_focal, by_centre, by_distortion = free
+    by_camera_focal, by_focal, by_centre, by_readout, by_distortion = free
     for m in range(len(cam_idx)):
         t, p = cam_from_world[cam_idx[m]], points[point_idx[m]]
         px = t[0, 0] * p[0] + t[0, 1] * p[1] + t[0, 2] * p[2]
@@ -96,6 +97,8 @@ def jacobians(cam_from_world, points, cam_idx, point_idx, focal, model, k, free,
             if by_centre:
                 shared[m, row, s], shared[m, row, s + 1] = 1.0 - row, 0.0 + row
                 s += 2
+            if by_readout:
+                s += 1
             if by_distortion:
                 shared[m, row, s], shared[m, row, s + 1] = f * at * by_k1, f * at * by_k2
 

@@ -39,16 +39,25 @@ class BundleConfig:
     focal_step_sigma: float = 0.01
     """Prior 1-sigma of the change of log focal length between consecutive cameras."""
     centre_sigma_px: float = 0.0
-    """1-sigma of a prior that holds the principal point near its start; 0: the principal point is held."""
+    """1-sigma of a prior that holds the principal point near `centre_prior_px`; 0: the principal point is held."""
+    centre_prior_px: tuple[float, float] | None = None
+    """None: where the adjustment begins."""
     distortion_sigma: tuple[float, float] = (0.0, 0.0)
     """1-sigma of priors that hold k1 and k2 near zero; 0: none. A tiny one for k2 leaves a one-parameter lens."""
     focal_prior_sigma: float = 0.0
     """1-sigma of a prior on the shared log focal length around its start; 0: no prior."""
+    free_readout: bool = False
+    """The readout of a rolling shutter, one for all cameras."""
+
+    @property
+    def readout_at(self) -> int:
+        """Place of the readout among the shared unknowns: log focal length, principal point, readout, distortion."""
+        return int(self.free_focal) + 2 * int(self.centre_sigma_px > 0)
 
     @property
     def num_shared(self) -> int:
-        """Unknowns that all cameras share: log focal length, principal point, distortion."""
-        return int(self.free_focal) + 2 * int(self.centre_sigma_px > 0) + 2 * int(self.free_distortion)
+        """Unknowns that all cameras share."""
+        return self.readout_at + int(self.free_readout) + 2 * int(self.free_distortion)
 
     def __post_init__(self) -> None:
         if self.loss not in ("cauchy", "huber", "none"):
@@ -93,6 +102,11 @@ class Bundle:
     """[2] k1, k2; zero for a pinhole."""
     sigma_px: float = 1.0
     """1-sigma of an observation's coordinate."""
+    shutter_px: np.ndarray | None = None
+    """[M, 2] how far each observation lies from where the whole frame, taken at the time of its middle, would show
+    it, for a readout of 1 (annotate/shutter.py); None: a global shutter."""
+    readout: float = 0.0
+    """Time from the first to the last line of a frame, as a share of the frame interval."""
     depth: DepthObservations | None = None
     is_fixed: np.ndarray | None = None
     """[C] cameras that must not move; None: all may."""
@@ -108,7 +122,14 @@ def project_all(bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:
     """Projections of all observations: pixels [M, 2] and depth along the optical axis [M]; NaN pixels behind
     the camera."""
     terms = linearise(bundle, BundleConfig(free_poses=False, free_points=False))
-    return bundle.xy_px + terms["residual"], terms["z"]
+    return ideal_pixels(bundle) + terms["residual"], terms["z"]
+
+
+def ideal_pixels(bundle: Bundle) -> np.ndarray:
+    """[M, 2] the observations as a global shutter would show them."""
+    if bundle.shutter_px is None or bundle.readout == 0:
+        return bundle.xy_px
+    return bundle.xy_px - bundle.readout * bundle.shutter_px
 
 
 def reprojection_errors(bundle: Bundle) -> np.ndarray:
@@ -118,10 +139,17 @@ def reprojection_errors(bundle: Bundle) -> np.ndarray:
     return np.where(np.isfinite(error), error, np.inf)
 
 
+def scatter(bundle: Bundle) -> float:
+    """Robust 1-sigma of an observation's coordinate in pixels: the median length of a normal 2-vector is 1.18 sigma."""
+    return max(float(np.median(reprojection_errors(bundle))) / 1.18, 1e-3)
+
+
 def check_bundle(bundle: Bundle) -> None:
     m = len(bundle.xy_px)
     if bundle.cam_idx.shape != (m,) or bundle.point_idx.shape != (m,) or bundle.xy_px.shape != (m, 2):
         raise ValueError("adjust: cam_idx, point_idx and xy_px must have one row per observation")
+    if bundle.shutter_px is not None and bundle.shutter_px.shape != (m, 2):
+        raise ValueError("adjust: shutter_px must have one row per observation")
     if bundle.focal_px.shape != (len(bundle.cam_from_world),):
         raise ValueError("adjust: focal_px must have one value per camera")
 
@@ -148,7 +176,7 @@ def pack(bundle: Bundle) -> Packed:
         for each in (
             bundle.cam_from_world,
             bundle.points_in_world,
-            bundle.xy_px,
+            ideal_pixels(bundle),
             bundle.focal_px,
             bundle.centre_px,
             bundle.distortion,
@@ -184,7 +212,13 @@ def linearise(bundle: Bundle, config: BundleConfig) -> dict[str, np.ndarray]:
         "shared": np.zeros((num, 2, config.num_shared)),
         "point": np.zeros((num, 2, 3)),
     }
-    free = (config.free_camera_focal, config.free_focal, config.centre_sigma_px > 0, config.free_distortion)
+    free = (
+        config.free_camera_focal,
+        config.free_focal,
+        config.centre_sigma_px > 0,
+        config.free_readout,
+        config.free_distortion,
+    )
     kernels.jacobians(
         packed.cams,
         packed.points,
@@ -198,6 +232,10 @@ def linearise(bundle: Bundle, config: BundleConfig) -> dict[str, np.ndarray]:
         terms["shared"],
         terms["point"],
     )
+    if config.free_readout:
+        if bundle.shutter_px is None:
+            raise ValueError("adjust: a free readout needs shutter_px")
+        terms["shared"][:, :, config.readout_at] = np.where(np.isfinite(residual), bundle.shutter_px, 0.0)
     if bundle.depth is not None:
         terms |= _linearise_depth(bundle, z)
     return terms
@@ -256,6 +294,12 @@ def rho(squared: np.ndarray, config: BundleConfig) -> tuple[np.ndarray, np.ndarr
     return squared, np.ones_like(squared)
 
 
+def centre_shift(bundle: Bundle, config: BundleConfig, start: Bundle) -> np.ndarray:
+    """[2] the principal point from where its prior has it."""
+    prior = start.centre_px if config.centre_prior_px is None else np.array(config.centre_prior_px)
+    return bundle.centre_px - prior
+
+
 def prior_cost(bundle: Bundle, config: BundleConfig, start: Bundle) -> float:
     change = np.log(bundle.focal_px) - np.log(start.focal_px)
     cost = 0.0
@@ -264,7 +308,7 @@ def prior_cost(bundle: Bundle, config: BundleConfig, start: Bundle) -> float:
     elif config.free_focal and config.focal_prior_sigma > 0:
         cost += float((change[0] / config.focal_prior_sigma) ** 2)
     if config.centre_sigma_px > 0:
-        cost += float(np.sum(((bundle.centre_px - start.centre_px) / config.centre_sigma_px) ** 2))
+        cost += float(np.sum((centre_shift(bundle, config, start) / config.centre_sigma_px) ** 2))
     if config.free_distortion:
         for k, sigma in zip(bundle.distortion, config.distortion_sigma, strict=True):
             cost += float((k / sigma) ** 2) if sigma > 0 else 0.0

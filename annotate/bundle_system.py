@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg
 
 from worldline.annotate import bundle_kernels as kernels
-from worldline.annotate.bundle_problem import Bundle, BundleConfig, rho
+from worldline.annotate.bundle_problem import Bundle, BundleConfig, centre_shift, rho
 from worldline.annotate.camera import rotation_from_rotvec
 
 
@@ -115,7 +115,7 @@ def _add_priors(
         centre = layout.num_cam + int(config.free_focal) + np.arange(2)
         information = config.centre_sigma_px**-2
         a[centre, centre] += information
-        b[centre] += information * (bundle.centre_px - start.centre_px)
+        b[centre] += information * centre_shift(bundle, config, start)
     if config.free_distortion:
         for last, k, sigma in zip((-2, -1), bundle.distortion, config.distortion_sigma, strict=True):
             if sigma > 0:
@@ -251,6 +251,8 @@ def apply_step(bundle: Bundle, config: BundleConfig, step: dict[str, np.ndarray]
         if config.centre_sigma_px > 0:
             first = int(config.free_focal)
             changes["centre_px"] = bundle.centre_px + step["shared"][first : first + 2]
+        if config.free_readout:
+            changes["readout"] = bundle.readout + float(step["shared"][config.readout_at])
         if config.free_distortion:
             changes["distortion"] = bundle.distortion + step["shared"][-2:]
         if bundle.depth is not None:

@@ -39,6 +39,7 @@ def geometry_columns(info: VideoInfo, geometry: Geometry) -> dict[str, Any]:
         "num_observations": geometry.num_observations,
         "inlier_share": geometry.inlier_share,
         "parallax_deg": geometry.parallax_deg,
+        "readout_s": geometry.readout_s,
     }
     reconstruction = geometry.reconstruction
     if reconstruction is None:

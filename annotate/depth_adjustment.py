@@ -21,7 +21,7 @@ from worldline.annotate.bundle_problem import (
     BundleConfig,
     DepthObservations,
     linearise,
-    reprojection_errors,
+    scatter,
 )
 from worldline.annotate.camera import Intrinsics
 from worldline.annotate.depth import DepthKind, DepthMap
@@ -134,8 +134,7 @@ def adjust_with_depth(
         sigma=samples.sigma_log[measured] * weaker[cam],
         scale_step_sigma=config.scale_sigma if kinds[0] is DepthKind.METRIC else _FREE_SCALE,
     )
-    error = reprojection_errors(bundle)
-    bundle = replace(bundle, depth=depth, sigma_px=max(float(np.median(error)) / 1.18, 1e-3))
+    bundle = replace(bundle, depth=depth, sigma_px=scatter(bundle))
     solved = adjust(bundle, _bundle_config(mapper, config))
     residual_log = _residual_log(solved)
     # Depth better than its stated noise is worth more, and only a narrow loss keeps the points at outlines,
@@ -145,7 +144,7 @@ def adjust_with_depth(
         depth = replace(depth, sigma=depth.sigma * narrower)
         solved = adjust(replace(solved, depth=depth), _bundle_config(mapper, config))
         residual_log = _residual_log(solved)
-    _take(mapper, solved, keyframes, track_idx)
+    mapper.take(solved, keyframes, track_idx)
     mapper.drop_outliers()
     with_depth = np.flatnonzero(np.bincount(cam, minlength=len(keyframes)) > 0)
     assert solved.log_depth_scale is not None
@@ -206,11 +205,3 @@ def _kf_frames(tracks: Tracks) -> np.ndarray:
 def _bundle_config(mapper: Mapper, config: DepthAdjustmentConfig) -> BundleConfig:
     """Free is what the map's own adjustment leaves free."""
     return mapper.camera_config(max_iterations=config.max_iterations)
-
-
-def _take(mapper: Mapper, solved: Bundle, keyframes: np.ndarray, track_idx: np.ndarray) -> None:
-    mapper.map.cam_from_world[keyframes] = solved.cam_from_world
-    mapper.map.points[track_idx] = solved.points_in_world
-    mapper.map.focal_px = float(solved.focal_px[0])
-    mapper.map.distortion = solved.distortion
-    mapper.map.centre_px = solved.centre_px

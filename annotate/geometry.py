@@ -25,13 +25,14 @@ from worldline.annotate.degeneracy import (
     is_zooming,
 )
 from worldline.annotate.keyframe_map import KeyframeMap
-from worldline.annotate.lens import LensConfig, choose_lens
+from worldline.annotate.lens import LensConfig, choose_camera
 from worldline.annotate.mapper import Mapper, MappingConfig
 from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.moving import MovingConfig, find_moving
 from worldline.annotate.reconstruction import Reconstruction
 from worldline.annotate.refine import RefineConfig, find_again, refine_observations
 from worldline.annotate.relocalise import RelocaliseConfig, relocalise
+from worldline.annotate.shutter import ShutterConfig, image_velocity, velocity_of_rows
 from worldline.annotate.tracks import TrackConfig, Tracks, track_points, without
 from worldline.annotate.turning import may_only_turn, only_turns
 from worldline.annotate.uncertainty import FrameSigma, SigmaConfig, frame_sigmas
@@ -52,6 +53,7 @@ class GeometryConfig:
     degeneracy: DegeneracyConfig = field(default_factory=DegeneracyConfig)
     moving: MovingConfig = field(default_factory=MovingConfig)
     lens: LensConfig = field(default_factory=LensConfig)
+    shutter: ShutterConfig = field(default_factory=ShutterConfig)
     relocalise: RelocaliseConfig = field(default_factory=RelocaliseConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     sigma: SigmaConfig = field(default_factory=SigmaConfig)
@@ -73,6 +75,8 @@ class Geometry:
     num_observations: int | None = None
     inlier_share: float | None = None
     parallax_deg: float | None = None
+    readout_s: float | None = None
+    """Time from the first to the last line of a frame; 0: no sign of a rolling shutter."""
 
 
 def estimate_geometry(
@@ -119,18 +123,23 @@ def estimate_geometry(
         mapper.map = refine_observations(greys, mapper.map, config.refine)
         mapper.adjust_all(max_iterations=8)
         mapper.drop_outliers()
-    if known is None and choose_lens(mapper, config.lens):
+    velocity = image_velocity(tracks, times)
+    rows_velocity = velocity_of_rows(tracks, velocity, mapper.map)
+    if choose_camera(mapper, rows_velocity, config.lens, config.shutter):
         # Under a strong distortion the pinhole map has lost its borders: map again with the lens found.
-        freedom = mapper.freedom
-        keyframe_map = map_keyframes(tracks, config.mapping, mapper.map.intrinsics())
+        freedom, old = mapper.freedom, mapper.map
+        keyframe_map = map_keyframes(tracks, config.mapping, old.intrinsics())
         mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=False)
         mapper.freedom = freedom
+        if freedom.free_readout:
+            mapper.map.velocity_px = velocity_of_rows(tracks, velocity, keyframe_map)
+            mapper.map.readout, mapper.map.scan_axis = old.readout, old.scan_axis
     _polish(mapper, [keyframe.grey for keyframe in tracks.keyframes], config.refine)
     if not mapper.map.is_posed.any() or not np.isfinite(mapper.map.points).any():
         raise ClipRejected("mapping", "no_map", "no keyframe or no point survived the adjustment")
     if adjust_map is not None:
         adjust_map(mapper, tracks)
-    poses = pose_all_frames(tracks, mapper.map, max_error_px=mapper.max_error_px)
+    poses = pose_all_frames(tracks, mapper.map, max_error_px=mapper.max_error_px, velocity_px=velocity)
     return _conclude(tracks, times, mapper, poses, config)
 
 
@@ -155,7 +164,10 @@ def _polish(mapper: Mapper, greys: Sequence[np.ndarray], config: RefineConfig) -
             break
     mapper.map = refine_observations(greys, mapper.map, config)
     mapper.triangulate(np.flatnonzero(mapper.map.is_posed))
-    mapper.adjust_all(max_iterations=8)
+    mapper.adjust_all(max_iterations=4)
+    for _ in range(2):
+        mapper.drop_outliers()
+        mapper.adjust_sharply(max_iterations=15)
     mapper.drop_outliers()
 
 
@@ -185,6 +197,7 @@ def _conclude(
         num_observations=int(inliers.sum()),
         inlier_share=float(inliers.sum() / max(judged.sum(), 1)),
         parallax_deg=parallax,
+        readout_s=mapper.map.readout * float(np.median(np.diff(times))),
     )
 
 

@@ -31,6 +31,23 @@ class KeyframeMap:
     """[M, 2]"""
     is_inlier: np.ndarray
     """[M] bool"""
+    velocity_px: np.ndarray | None = None
+    """[M, 2] velocity of each observation, pixels a frame, where the shutter rolls (annotate/shutter.py)."""
+    scan_axis: int = 1
+    """Image axis along which the lines of a rolling shutter follow each other: 0 is x, 1 is y."""
+    readout: float = 0.0
+    """Time from the first to the last line, as a share of the frame interval; 0: a global shutter."""
+
+    def shutter_px(self) -> np.ndarray | None:
+        """[M, 2] displacement of each observation by a readout of 1; None: a global shutter."""
+        if self.velocity_px is None:
+            return None
+        return shutter_px(self.xy_px, self.velocity_px, (self.width, self.height), self.scan_axis)
+
+    def ideal_px(self) -> np.ndarray:
+        """[M, 2] observations as a global shutter would show them: where the map's points project to."""
+        offset = self.shutter_px()
+        return self.xy_px if offset is None else self.xy_px - self.readout * offset
 
     @property
     def is_posed(self) -> np.ndarray:
@@ -46,3 +63,9 @@ class KeyframeMap:
             model=self.model,
             distortion=tuple(float(k) for k in self.distortion) if self.model != "pinhole" else (),
         )
+
+
+def shutter_px(xy_px: np.ndarray, velocity_px: np.ndarray, size_px: tuple[int, int], axis: int) -> np.ndarray:
+    """Displacement [n, 2] of pixels xy_px [n, 2] with the given velocities under a rolling shutter whose readout takes
+    one frame interval; lines follow each other along `axis` (0: x, 1: y)."""
+    return (xy_px[:, axis] / size_px[axis] - 0.5)[:, None] * velocity_px

@@ -1,4 +1,4 @@
-"""Lens model: a pinhole keyframe map in, the map under the lens that its residuals demand out."""
+"""Camera model: a pinhole keyframe map in, the map under the lens and the shutter that its residuals demand out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worldline.annotate.bundle import adjust
-from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
+from worldline.annotate.bundle_problem import Bundle, BundleConfig, scatter
 from worldline.annotate.lens_shift import corner_shift
 from worldline.annotate.mapper import CameraFreedom, Mapper
+from worldline.annotate.shutter import ShutterConfig, choose_readout, is_rolling
 
 _HELD = 1e-4
 """1-sigma of a distortion parameter that is as good as held at zero."""
@@ -26,57 +27,81 @@ class LensConfig:
     min_gain: float = 0.03
     """A stronger lens must lower the robust cost by this share. What rolling shutters, parked cars and soft patches
     gain by bending the lens stays below."""
-    min_centre_gain: float = 0.006
-    """The same for a principal point off the centre, which shows less."""
     k1_sigma: float = 0.1
     """1-sigma of the k1 that every unknown lens is given: ordinary lenses bend a little, and held at zero the path
     takes it up."""
-    centre_share: float = 0.01
-    """1-sigma of a principal point that is freed, as a share of the width."""
+    centre_share: float = 0.006
+    """1-sigma of the principal point around the image's centre, as a share of the width: real lenses and crops put it
+    1 % off, and residuals that share their errors count for more than they know."""
 
 
-def choose_lens(mapper: Mapper, config: LensConfig) -> bool:
-    """Gives the map a slightly bent lens (one parameter under a prior) and, where the residuals demand it, a strong
-    one (two parameters, radial or fisheye) or a free principal point: model comparison, not habit.
+def choose_camera(
+    mapper: Mapper, velocity_px: np.ndarray, config: LensConfig, shutter: ShutterConfig
+) -> bool:
+    """Gives the map the camera that its residuals demand: model comparison, not habit. Unless the intrinsics are given
+    that is a slightly bent lens (one parameter and the principal point, each under a prior) or, at a gain, a strong one
+    (two parameters, radial or fisheye); in any case, at a gain, a rolling shutter.
 
-    Returns whether the distortion found is strong: more than `strong_share` of the image at its corners.
+    velocity_px: [M, 2] of the map's observations. Returns whether the distortion found is strong: more than
+    `strong_share` of the image at its corners.
     """
     rows = mapper.longest_tracks(config.num_tracks)
     bundle, _ = mapper.bundle(rows)
-    error = reprojection_errors(bundle)
-    bundle = replace(bundle, sigma_px=max(float(np.median(error)) / 1.18, 1e-3))
-    slight = CameraFreedom(distortion_sigma=(config.k1_sigma, _HELD))
-    start = replace(bundle, model="radial", distortion=np.zeros(2))
-    best, freedom = adjust(start, _settings(slight)), slight
+    best = replace(bundle, sigma_px=scatter(bundle))
+    size_px = (mapper.map.width, mapper.map.height)
+    freedom = CameraFreedom(
+        distortion_sigma=(config.k1_sigma, _HELD),
+        centre_sigma_px=config.centre_share * size_px[0],
+        centre_prior_px=(size_px[0] / 2, size_px[1] / 2),
+    )
+    if not mapper.known_focal:
+        best = replace(best, model="radial", distortion=np.zeros(2))
+    settings = _settings(freedom, is_known=mapper.known_focal)
+    best = adjust(best, settings)
+    if (rolling := choose_readout(best, velocity_px[rows], settings, size_px, shutter)) is not None:
+        best, mapper.map.scan_axis = rolling
+        freedom = replace(freedom, free_readout=True)
+    if not mapper.known_focal:
+        best, freedom = _bend(best, freedom, config)
+        if freedom.free_readout and not is_rolling(best, _settings(freedom), shutter):
+            freedom = replace(freedom, free_readout=False)
+            best = adjust(replace(best, shutter_px=None, readout=0.0), _settings(freedom))
+    if freedom.free_readout:
+        mapper.map.velocity_px, mapper.map.readout = velocity_px, best.readout
+    if not mapper.known_focal:
+        mapper.map.model, mapper.map.distortion = best.model, best.distortion
+        mapper.map.focal_px, mapper.map.centre_px = float(best.focal_px[0]), best.centre_px
+    mapper.freedom = freedom
+    mapper.adjust_all(max_iterations=4)
+    mapper.drop_outliers()
+    mapper.triangulate(np.flatnonzero(mapper.map.is_posed))
+    return not mapper.known_focal and corner_shift(mapper.map.intrinsics()) > config.strong_share
+
+
+def _bend(best: Bundle, freedom: CameraFreedom, config: LensConfig) -> tuple[Bundle, CameraFreedom]:
+    """A strong lens where it gains enough over the slightly bent one given."""
+    free = replace(freedom, distortion_sigma=(0.0, 0.0))
     strong = []
     for model in ("radial", "fisheye"):
         # A fisheye with k1 = 1/3 is a pinhole to third order, so both start where the slight lens ended.
         distortion = best.distortion if model == "radial" else best.distortion + [1 / 3, 0.0]
-        strong.append(adjust(replace(best, model=model, distortion=distortion), _settings(CameraFreedom())))
+        strong.append(adjust(replace(best, model=model, distortion=distortion), _settings(free)))
     bent = min((each for each in strong if _is_monotonic(each)), key=lambda each: each.cost, default=best)
     if bent.cost < best.cost * (1 - config.min_gain):
-        best, freedom = bent, CameraFreedom()
-    aside = replace(freedom, centre_sigma_px=config.centre_share * mapper.map.width)
-    shifted = adjust(best, _settings(aside))
-    if shifted.cost < best.cost * (1 - config.min_centre_gain) and _is_monotonic(shifted):
-        best, freedom = shifted, aside
-    mapper.freedom = freedom
-    mapper.map.model, mapper.map.distortion = best.model, best.distortion
-    mapper.map.focal_px, mapper.map.centre_px = float(best.focal_px[0]), best.centre_px
-    mapper.adjust_all(max_iterations=4)
-    mapper.drop_outliers()
-    mapper.triangulate(np.flatnonzero(mapper.map.is_posed))
-    return corner_shift(mapper.map.intrinsics()) > config.strong_share
+        return bent, free
+    return best, freedom
 
 
-def _settings(freedom: CameraFreedom) -> BundleConfig:
+def _settings(freedom: CameraFreedom, *, is_known: bool = False) -> BundleConfig:
     return BundleConfig(
-        free_focal=True,
-        free_distortion=True,
+        free_focal=not is_known,
+        free_distortion=not is_known,
         max_iterations=30,
         relative_tolerance=2e-5,
         distortion_sigma=freedom.distortion_sigma,
-        centre_sigma_px=freedom.centre_sigma_px,
+        centre_sigma_px=0.0 if is_known else freedom.centre_sigma_px,
+        centre_prior_px=freedom.centre_prior_px,
+        free_readout=freedom.free_readout,
     )
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from worldline.annotate.bundle import adjust
-from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
+from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors, scatter
 from worldline.annotate.camera import invert, unproject
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.resection import resect
@@ -33,6 +33,11 @@ class MappingConfig:
     """Smallest angle between rays from which a point is triangulated."""
     min_start_angle_deg: float = 2.5
     """Median angle wanted between the two keyframes of a start."""
+    max_starts: int = 4
+    """Pairs of keyframes that a map may be grown from, until one leads to a good map."""
+    min_inlier_share: float = 0.7
+    """Share of the observations that fits a good map, times that of keyframes posed. A start that has mistaken a
+    wall's slant grows into a map that fits half."""
     min_points: int = 20
     """Fewest inlier points from which a keyframe is posed."""
     points_per_keyframe: int = 220
@@ -61,9 +66,12 @@ class CameraFreedom:
     """How far an unknown camera may leave the plain one (annotate/lens.py decides)."""
 
     centre_sigma_px: float = 0.0
-    """1-sigma of the principal point around the image's centre; 0: held there."""
+    """1-sigma of the principal point around `centre_prior_px`; 0: held where it is."""
+    centre_prior_px: tuple[float, float] | None = None
     distortion_sigma: tuple[float, float] = (0.0, 0.0)
     """1-sigma of k1 and k2 around zero; 0: no prior."""
+    free_readout: bool = False
+    """The shutter rolls; also where the intrinsics were given."""
 
 
 class Mapper:
@@ -165,11 +173,11 @@ class Mapper:
         return False
 
     def _ransac_pose(self, rows: np.ndarray) -> np.ndarray | None:
-        return self.pose_from_points(self.map.points[self.map.track_idx[rows]], self.map.xy_px[rows])[0]
+        return self.pose_from_points(self.map.points[self.map.track_idx[rows]], self.map.ideal_px()[rows])[0]
 
     def pose_from_points(self, points: np.ndarray, xy_px: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-        """cam_from_world [3, 4] from points [n, 3] and their pixels [n, 2] by RANSAC, None where there is none,
-        and which agree [n]."""
+        """cam_from_world [3, 4] from points [n, 3] and their pixels [n, 2] (as of a global shutter) by RANSAC,
+        None where there is none, and which agree [n]."""
         rays = unproject(xy_px, self.map.intrinsics())
         ok, rotvec, translation, inliers = cv2.solvePnPRansac(
             points,
@@ -193,7 +201,7 @@ class Mapper:
         return np.ascontiguousarray(rays[:, :2] / rays[:, 2:])
 
     def _rays(self, rows: np.ndarray) -> np.ndarray:
-        return unproject(self.map.xy_px[rows], self.map.intrinsics())
+        return unproject(self.map.ideal_px()[rows], self.map.intrinsics())
 
     def triangulate(self, keyframes: np.ndarray) -> None:
         """Adds the points that the given posed keyframes see from far enough apart: the least-squares meeting
@@ -245,6 +253,7 @@ class Mapper:
             cam_from_world = self.map.cam_from_world[keyframes]
         else:
             keyframes, cam_idx = np.zeros(1, dtype=int), np.zeros(len(rows), dtype=int)
+        shutter = self.map.shutter_px()
         bundle = Bundle(
             cam_from_world=cam_from_world.copy(),
             points_in_world=(self.map.points if points is None else points)[tracks],
@@ -256,6 +265,8 @@ class Mapper:
             model=self.map.model,
             distortion=self.map.distortion,
             sigma_px=self.max_error_px / 6,
+            shutter_px=None if shutter is None else shutter[rows],
+            readout=self.map.readout,
         )
         return bundle, (keyframes, tracks)
 
@@ -267,6 +278,8 @@ class Mapper:
             free_distortion=free and self.map.model != "pinhole",
             distortion_sigma=self.freedom.distortion_sigma,
             centre_sigma_px=self.freedom.centre_sigma_px if free else 0.0,
+            centre_prior_px=self.freedom.centre_prior_px,
+            free_readout=self.freedom.free_readout,
             **settings,
         )
 
@@ -274,8 +287,17 @@ class Mapper:
         """Adjusts all posed keyframes, all points and, unless it was given, the camera."""
         config = self.camera_config(max_iterations=max_iterations, relative_tolerance=1e-4)
         if not free_focal:
-            config = replace(config, free_focal=False, free_distortion=False, centre_sigma_px=0.0)
+            config = replace(
+                config, free_focal=False, free_distortion=False, free_readout=False, centre_sigma_px=0.0
+            )
         self._run(self.rows(), config, None)
+
+    def adjust_sharply(self, *, max_iterations: int) -> None:
+        """The same at the scatter that the residuals have by now, which counts small outliers as such too."""
+        bundle, (keyframes, tracks) = self.bundle(self.rows())
+        bundle = replace(bundle, sigma_px=scatter(bundle))
+        config = self.camera_config(max_iterations=max_iterations, relative_tolerance=1e-5)
+        self.take(adjust(bundle, config), keyframes, tracks)
 
     def _adjust_local(self, kf: int) -> None:
         """Moves the keyframes around `kf` and the points they see; older keyframes that see these stay
@@ -299,15 +321,16 @@ class Mapper:
         """The map as an adjusted bundle whose sigma_px is the residuals' own (robust), and its keyframes
         [C]."""
         bundle, (keyframes, _) = self.bundle(self.rows())
-        error = reprojection_errors(bundle)
-        return replace(bundle, sigma_px=max(float(np.median(error)) / 1.18, 1e-3)), keyframes
+        return replace(bundle, sigma_px=scatter(bundle)), keyframes
 
-    def _take(self, bundle: Bundle, keyframes: np.ndarray, tracks: np.ndarray) -> None:
+    def take(self, bundle: Bundle, keyframes: np.ndarray, tracks: np.ndarray) -> None:
+        """Writes an adjusted bundle of the given keyframes and tracks into the map."""
         self.map.cam_from_world[keyframes] = bundle.cam_from_world
         self.map.points[tracks] = bundle.points_in_world
         self.map.focal_px = float(bundle.focal_px[0])
         self.map.distortion = bundle.distortion
         self.map.centre_px = bundle.centre_px
+        self.map.readout = bundle.readout
 
     def _run(self, rows: np.ndarray, config: BundleConfig, free: np.ndarray | None) -> None:
         if len(rows) == 0:
@@ -318,7 +341,7 @@ class Mapper:
             if not is_fixed.any():
                 is_fixed[0] = True
             bundle = replace(bundle, is_fixed=is_fixed)
-        self._take(adjust(bundle, config), keyframes, tracks)
+        self.take(adjust(bundle, config), keyframes, tracks)
 
     def drop_outliers(self) -> None:
         """Re-judges all observations of posed keyframes; points left with fewer than two inliers go."""

@@ -9,6 +9,8 @@ alike.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import cv2
@@ -53,9 +55,30 @@ def map_keyframes(
         is_inlier=np.ones(len(xy), dtype=bool),
     )
     mapper = Mapper.of(empty, config, tracks, known_focal=is_known)
-    mapper.is_used = _longest_of_each(empty, config.points_per_keyframe)
+    is_used = _longest_of_each(empty, config.points_per_keyframe)
+    failure = ClipRejected("mapping", "no_start", "no two keyframes have enough common points and parallax")
+    best: tuple[float, KeyframeMap] | None = None
+    for begun in itertools.islice(find_starts(mapper, is_used, guesses), config.max_starts):
+        try:
+            grown = _grown(mapper, begun, is_used)
+        except ClipRejected as rejection:
+            failure = rejection
+            continue
+        is_judged = grown.is_posed[grown.kf_idx]
+        share = float(grown.is_inlier[is_judged].mean() * grown.is_posed.mean())
+        if best is None or share > best[0]:
+            best = share, grown
+        if share >= config.min_inlier_share:
+            break
+    if best is None:
+        raise failure
+    return best[1]
+
+
+def _grown(mapper: Mapper, begun: KeyframeMap, is_used: np.ndarray) -> KeyframeMap:
+    """The whole map that grows from a start: first on the tracks in `is_used`, then on all."""
+    mapper.map, mapper.is_used = begun, is_used
     mapper.index()
-    find_start(mapper, guesses)
     mapper.grow()
     mapper.is_used = None
     mapper.index()
@@ -78,19 +101,22 @@ def _longest_of_each(keyframe_map: KeyframeMap, count: int) -> np.ndarray:
     return is_used
 
 
-def find_start(mapper: Mapper, guesses: list[float]) -> None:
-    """Finds the pair of keyframes and the focal length with which a small map fits best."""
-    best: tuple[float, KeyframeMap] | None = None
+def find_starts(mapper: Mapper, is_used: np.ndarray, guesses: list[float]) -> Iterator[KeyframeMap]:
+    """Small maps to grow from, of the most promising pair of keyframes first, each under the focal length with which
+    it fits best. The mapper holds the empty map, before and after each."""
+    empty = mapper.map
+    mapper.is_used = is_used
+    mapper.index()
     for first, second in _start_pairs(mapper):
+        best: tuple[float, KeyframeMap] | None = None
         for focal in guesses:
             candidate = _try_start(mapper, first, second, focal)
             if candidate is not None and (best is None or candidate[0] > best[0]):
                 best = candidate
         if best is not None:
-            break
-    if best is None:
-        raise ClipRejected("mapping", "no_start", "no two keyframes have enough common points and parallax")
-    mapper.map = best[1]
+            yield best[1]
+            mapper.map, mapper.is_used = empty, is_used
+            mapper.index()
 
 
 def _start_pairs(mapper: Mapper) -> list[tuple[int, int]]:

@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 
 from worldline.annotate.camera import invert, project, transform, unproject
-from worldline.annotate.keyframe_map import KeyframeMap
+from worldline.annotate.keyframe_map import KeyframeMap, shutter_px
 from worldline.annotate.patch_alignment import align_patches, sample_patches
+from worldline.annotate.shutter import velocity_nearby
 
 _STEP_PX = 2.0
 """Distance over which a patch's affine warp is measured."""
@@ -93,13 +94,14 @@ def find_again(greys: Sequence[np.ndarray], keyframe_map: KeyframeMap, config: R
     references = _references(greys, keyframe_map, config)
     halves = [cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for grey in greys]
     half_references = _references(halves, keyframe_map, config, scale=0.5)
-    added: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    added: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     observed_by = [keyframe_map.track_idx[keyframe_map.kf_idx == k] for k in range(len(greys))]
     for kf in np.flatnonzero(keyframe_map.is_posed).tolist():
         track = _candidates(keyframe_map, references, observed_by, kf, config)
         if len(track) == 0:
             continue
-        warp, predicted = _warps(keyframe_map, references, track, kf)
+        warp, ideal = _warps(keyframe_map, references, track, kf)
+        predicted, velocity = _as_read(keyframe_map, kf, ideal)
         rough, score = _align(halves[kf], half_references, track, warp, predicted / 2, config)
         ok = score > 0.7 * config.min_correlation
         if not ok.any():
@@ -108,18 +110,31 @@ def find_again(greys: Sequence[np.ndarray], keyframe_map: KeyframeMap, config: R
         good = score > config.min_correlation
         good &= _agrees(found - predicted[ok], found, good)
         if good.sum() >= 8:
-            added.append((np.full(int(good.sum()), kf), track[ok][good], found[good]))
+            added.append((np.full(int(good.sum()), kf), track[ok][good], found[good], velocity[ok][good]))
     if not added:
         return keyframe_map
+    kf_idx, track_idx, xy_px, velocity_px = (np.concatenate(each) for each in zip(*added, strict=True))
+    old = keyframe_map.velocity_px
     return replace(
         keyframe_map,
-        kf_idx=np.concatenate([keyframe_map.kf_idx, *(kf for kf, _, _ in added)]),
-        track_idx=np.concatenate([keyframe_map.track_idx, *(track for _, track, _ in added)]),
-        xy_px=np.concatenate([keyframe_map.xy_px, *(xy for _, _, xy in added)]),
-        is_inlier=np.concatenate(
-            [keyframe_map.is_inlier, *(np.ones(len(kf), dtype=bool) for kf, _, _ in added)]
-        ),
+        kf_idx=np.concatenate([keyframe_map.kf_idx, kf_idx]),
+        track_idx=np.concatenate([keyframe_map.track_idx, track_idx]),
+        xy_px=np.concatenate([keyframe_map.xy_px, xy_px]),
+        is_inlier=np.concatenate([keyframe_map.is_inlier, np.ones(len(kf_idx), dtype=bool)]),
+        velocity_px=None if old is None else np.concatenate([old, velocity_px]),
     )
+
+
+def _as_read(keyframe_map: KeyframeMap, kf: int, ideal_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where pixels of a global shutter show in a keyframe, and their velocities: those of the tracks nearby."""
+    if keyframe_map.velocity_px is None:
+        return ideal_px, np.zeros_like(ideal_px)
+    rows = (keyframe_map.kf_idx == kf) & keyframe_map.is_inlier
+    velocity = velocity_nearby(keyframe_map.xy_px[rows], keyframe_map.velocity_px[rows], ideal_px)
+    size = (keyframe_map.width, keyframe_map.height)
+    return ideal_px + keyframe_map.readout * shutter_px(
+        ideal_px, velocity, size, keyframe_map.scan_axis
+    ), velocity
 
 
 def _agrees(offset: np.ndarray, xy: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -230,7 +245,7 @@ def _neighbours(keyframe_map: KeyframeMap, row: np.ndarray) -> np.ndarray:
     point = keyframe_map.points[keyframe_map.track_idx[row]]
     depth = np.einsum("nj,nj->n", cam_from_world[:, 2, :3], point) + cam_from_world[:, 2, 3]
     offsets = np.array([[0.0, 0.0], [_STEP_PX, 0.0], [0.0, _STEP_PX]])
-    rays = unproject(keyframe_map.xy_px[row, None] + offsets, keyframe_map.intrinsics())
+    rays = unproject(keyframe_map.ideal_px()[row, None] + offsets, keyframe_map.intrinsics())
     return transform(invert(cam_from_world), rays / rays[:, :, 2:] * depth[:, None, None])
 
 

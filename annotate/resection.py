@@ -73,7 +73,7 @@ def _resect(
                 f,
                 model,
                 k,
-                (False, False, False, False),
+                (False, False, False, False, False),
                 cam,
                 shared,
                 point,

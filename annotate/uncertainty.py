@@ -23,11 +23,8 @@ from worldline.annotate.tracks import Tracks
 class SigmaConfig:
     """Calibration of the error bars."""
 
-    inflation: float = 1.6
+    inflation: float = 1.7
     """True over formal standard deviation of a camera's position, measured on truth."""
-    centre_share: float = 0.01
-    """1-sigma of an unknown principal point around the image's centre, as a share of the width: lenses and crops
-    of real cameras put it there, and it turns the whole path."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +42,10 @@ class FrameSigma:
 def frame_sigmas(tracks: Tracks, mapper: Mapper, poses: FramePoses, config: SigmaConfig) -> FrameSigma:
     """Error bars of all frames; all NaN where the adjustment leaves the poses undetermined."""
     bundle, keyframes = mapper.adjusted_bundle()
-    # A principal point that the adjustment held is no better known for it. Its sigma is not inflated.
-    is_held = not mapper.known_focal and mapper.freedom.centre_sigma_px == 0
-    held_px = config.centre_share * tracks.width / config.inflation if is_held else 0.0
     num_frames = tracks.num_frames
     unknown = np.full(num_frames, np.nan)
     try:
-        result = covariance(bundle, mapper.camera_config(), considered_centre_px=held_px)
+        result = covariance(bundle, mapper.camera_config())
     except np.linalg.LinAlgError:
         return FrameSigma(translation=unknown, rotation_rad=unknown.copy(), focal_px=float("nan"))
     diagonal = np.einsum("cii->ci", result.camera)

@@ -266,6 +266,13 @@ TRAJECTORIES = pa.schema(
         _field("num_observations", _INT, "inlier observations in the adjustment"),
         _field("inlier_share", _REAL, "inlier observations over all tracked observations"),
         _field(
+            "readout_s",
+            _REAL,
+            "time from a frame's first line to its last: of a rolling shutter, whose poses are those of the middle "
+            "line; negative: from the last to the first; 0: no sign of one",
+            "s",
+        ),
+        _field(
             "parallax_deg", _REAL, "median over points of the largest angle between two of its rays", "deg"
         ),
         _field("path_length", _REAL, "length of the camera's path", "length_unit"),
