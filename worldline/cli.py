@@ -55,6 +55,9 @@ COMMANDS = {
     "explain": Command(
         "worldline.datasets.explain", "ExplainConfig", "every score of a clip against its range"
     ),
+    "duplicates": Command(
+        "worldline.filters.duplicates", "DuplicatesConfig", "group copies of clips, exact and near"
+    ),
     "generate": Command(
         "worldline.train.generate", "GenerateConfig", "a video from an image, a caption and a camera path"
     ),
