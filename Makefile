@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-APT_PACKAGES := ffmpeg libegl1 libgl1 libgl1-mesa-dri libgomp1
+APT_PACKAGES := chromium chromium-driver ffmpeg libegl1 libgl1 libgl1-mesa-dri libgomp1
 
 .PHONY: install demo test lint check clean numerics
 
@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	if [ -z "$$missing" ]; then echo "== system packages: present"; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== system packages: installing$$missing"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	else echo "== system packages missing:$$missing (not root; install them for rendered scenes and VMAF motion)"; fi
+	else echo "== system packages missing:$$missing (not root; install them for rendered scenes, VMAF motion and the test of the report)"; fi
 	@test -x $(BIN)/python || { echo "== virtual environment: $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "== Python packages: the tested set of constraints.txt (a few minutes, about 4 GB)"
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'

@@ -58,6 +58,9 @@ COMMANDS = {
     "duplicates": Command(
         "worldline.filters.duplicates", "DuplicatesConfig", "group copies of clips, exact and near"
     ),
+    "report": Command(
+        "worldline.evaluate.report", "ReportConfig", "one page to look through scores, clips and failures"
+    ),
     "generate": Command(
         "worldline.train.generate", "GenerateConfig", "a video from an image, a caption and a camera path"
     ),
