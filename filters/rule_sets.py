@@ -233,7 +233,7 @@ STRICT = RuleSet(
         _between("blur", None, 0.6, "blurred"),
         _between("border_share", None, 0.1, "black bars"),
         _between("text_area_share", None, 0.1, "text"),
-        _between("split_screen", None, 0.5, "split screen"),
+        _between("split_screen", None, 0.95, "split screen"),
     ),
 )
 

@@ -29,6 +29,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "fetch": Command("worldline.datasets.fetch", "FetchConfig", "a list of addresses to videos on disk"),
     "annotate": Command(
         "worldline.ray_jobs.annotate", "JobConfig", "videos to camera trajectories in Parquet, on Ray"
     ),
