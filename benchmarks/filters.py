@@ -147,9 +147,9 @@ def stretches(videos: dict[str, Path], count: int) -> Iterator[tuple[str, np.nda
         info = probe(str(path))
         for k in range(count):
             start_s = info.span.start_s + 4.5 * k
-            span = Span(start_s=start_s, end_s=min(start_s + STRETCH_S, info.span.end_s + 1e-3 * (k + 1)))
             if info.span.end_s - start_s < 0.8 * STRETCH_S:
                 break
+            span = Span(start_s=start_s, end_s=min(start_s + STRETCH_S, info.span.end_s))
             frames = np.stack([frame.image for frame in read_frames(info, span, max_pixels=640 * 480)])
             yield f"{name} {k}", frames, info.fps
 

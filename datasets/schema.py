@@ -132,7 +132,9 @@ _SCORES = [
     _field("dover", _REAL, "DOVER quality, mean over 5 s chunks, 0-1; null: not scored"),
     _field("content_backends", _TEXT, "JSON object of score -> backend that gave it; null: none"),
     # Duplicates (filters/fingerprint.py)
-    _field("pixels_hash", _TEXT, "digest of the looked-at pixels: equal for remuxed copies"),
+    _field(
+        "pixels_hash", _TEXT, "digest of the looked-at pixels: equal for remuxed copies read by one decoder"
+    ),
     _field("fingerprint", pa.list_(_INT), "64-bit perceptual hashes, 3 crops a look; 0: too flat to tell"),
     # Camera (filters/camera.py), of the registered frames
     _field("focal_mismatch", _REAL, "|fx - fy| over their mean, median over frames"),

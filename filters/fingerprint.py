@@ -1,6 +1,7 @@
 """Frames of one clip in, what tells its copies out: a digest of the pixels and perceptual hashes over time.
 
-The digest is equal for copies whose pixels are (another container, another name). The hashes (Zauner 2010: the
+The digest is equal for copies whose pixels are (another container, another name), as long as the same decoder reads
+them: decord and PyAV scale a little differently, and then the hashes alone tell. Those (Zauner 2010: the
 signs of a picture's lowest frequencies) change by a few bits under another codec, size or frame rate; each look has
 one of the whole picture and two of its middle, so that a cropped copy meets the hash of the part it kept. Black bars
 are cut off first.
