@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from worldline.datasets.captions import captions_of
 from worldline.datasets.dataset_dir import DatasetDir
 from worldline.datasets.posed_clip import open_table
 from worldline.datasets.schema import OK, TRAJECTORIES
@@ -142,7 +143,8 @@ def clips_of_shard(shards: ShardDir, number: int) -> list[dict[str, Any]]:
 
 
 def trajectory_rows(dataset_dir: Path, planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The table's rows of the planned clips, in the plan's order; ValueError where one is gone."""
+    """The table's rows of the planned clips, in the plan's order, with their captions (`worldline caption`); ValueError
+    where one is gone."""
     wanted = {(clip["clip_id"], clip["config_hash"]) for clip in planned}
     found: dict[str, dict[str, Any]] = {}
     for files in _files_of(dataset_dir, planned):
@@ -157,6 +159,8 @@ def trajectory_rows(dataset_dir: Path, planned: list[dict[str, Any]]) -> list[di
             f"{dataset_dir}: {len(missing)} planned clips are no longer in the table as they were "
             f"({missing[0]}): it was annotated anew meanwhile; run `worldline shard` into another folder"
         )
+    for name, caption in captions_of(dataset_dir, list(found)).items():
+        found[name]["caption"] = found[name]["caption"] or caption
     return [found[clip["clip_id"]] for clip in planned]
 
 

@@ -27,8 +27,8 @@ import worldline
 from worldline.datasets.commit_log import replace_file
 from worldline.datasets.decisions import RulesConfig, open_duplicates
 from worldline.datasets.posed_clip import open_table
+from worldline.datasets.previews import PreviewConfig, preview_strip
 from worldline.datasets.schema import FAILED, OK, TRAJECTORIES, VIDEOS
-from worldline.evaluate.previews import PreviewConfig, preview_strip
 from worldline.filters.decide import explain
 from worldline.filters.rule_sets import Rule, RuleSet
 

@@ -59,6 +59,9 @@ COMMANDS = {
     "duplicates": Command(
         "worldline.filters.duplicates", "DuplicatesConfig", "group copies of clips, exact and near"
     ),
+    "caption": Command(
+        "worldline.datasets.captions", "CaptionJobConfig", "what is to be seen in each clip, in words"
+    ),
     "report": Command(
         "worldline.evaluate.report", "ReportConfig", "one page to look through scores, clips and failures"
     ),

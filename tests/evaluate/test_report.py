@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from worldline.datasets.decisions import RulesConfig, decide_dataset
+from worldline.datasets.previews import PreviewConfig, preview_strip
 from worldline.datasets.schema import TRAJECTORIES, VIDEOS
-from worldline.evaluate.previews import PreviewConfig, preview_strip
 from worldline.evaluate.report import ReportConfig, main, report_content
 from worldline.filters.rule_sets import load_rules
 

@@ -46,16 +46,7 @@ class PreviewConfig:
 
 def preview_strip(row: Mapping[str, Any], config: PreviewConfig) -> bytes | None:
     """JPEG of the clip's pictures side by side; None where the media cannot be read now."""
-    if not row.get("path") or row["end_s"] <= row["start_s"]:
-        return None
-    step_s = (row["end_s"] - row["start_s"]) / config.pictures
-    times_s = [row["start_s"] + (k + 0.5) * step_s for k in range(config.pictures)]
-    try:
-        with local_copy(row["path"]) as path:
-            pictures = [picture for time in times_s if (picture := _picture(path, time, config)) is not None]
-    except (OSError, ValueError, av.FFmpegError, ClipRejected) as error:
-        logger.info("no preview of %s: %s", os.path.basename(row["path"]), error)
-        return None
+    pictures = look(row, config.pictures, config.height_px)
     if not pictures:
         return None
     bgr = np.concatenate(pictures, axis=1)[:, :, ::-1]
@@ -63,7 +54,23 @@ def preview_strip(row: Mapping[str, Any], config: PreviewConfig) -> bytes | None
     return data.tobytes()
 
 
-def _picture(path: str, time_s: float, config: PreviewConfig) -> np.ndarray | None:
+def look(row: Mapping[str, Any], count: int, height_px: int) -> list[np.ndarray]:
+    """[height_px, w, 3] uint8 RGB of up to `count` moments spread evenly over a clip; none where its media cannot be
+    read now."""
+    if not row.get("path") or row["end_s"] <= row["start_s"]:
+        return []
+    step_s = (row["end_s"] - row["start_s"]) / count
+    times_s = [row["start_s"] + (k + 0.5) * step_s for k in range(count)]
+    try:
+        with local_copy(row["path"]) as path:
+            found = [_picture(path, time_s, height_px) for time_s in times_s]
+    except (OSError, ValueError, av.FFmpegError, ClipRejected) as error:
+        logger.info("no pictures of %s: %s", os.path.basename(row["path"]), error)
+        return []
+    return [picture for picture in found if picture is not None]
+
+
+def _picture(path: str, time_s: float, height_px: int) -> np.ndarray | None:
     """[h, w, 3] uint8, the first frame at or after the time, upright; None where there is none."""
     with open_container(path) as container:
         stream = video_stream(container)
@@ -80,9 +87,9 @@ def _picture(path: str, time_s: float, config: PreviewConfig) -> np.ndarray | No
             turns = round(frame.rotation / 90) % 4
             height, width = frame.height, frame.width
             aspect = float(stream.sample_aspect_ratio or 1)
-            shrink = config.height_px / (width * aspect if turns % 2 else height)
+            shrink = height_px / (width * aspect if turns % 2 else height)
             size = (max(2, round(width * aspect * shrink)), max(2, round(height * shrink)))
             image: np.ndarray = frame.reformat(width=size[0], height=size[1], format="rgb24").to_ndarray()
             # The display matrix' angle counts anticlockwise, as rot90 does.
-            return np.rot90(image, turns)[: config.height_px]
+            return np.rot90(image, turns)[:height_px]
     return None
