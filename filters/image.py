@@ -77,8 +77,8 @@ class ImageScores:
                 float(deviation[0, 0]),
                 saturation,
                 float(edge_deviation[0, 0]) ** 2,
-                float(histogram[:3].sum() / inside.size),
-                float(histogram[253:].sum() / inside.size),
+                float(histogram[:3].sum()) / inside.size,
+                float(histogram[253:].sum()) / inside.size,
             )
         )
         if timestamp_s >= self._next_detail_s:

