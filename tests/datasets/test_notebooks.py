@@ -28,6 +28,8 @@ def scored(posed_folder: Path, posed: Any, tmp_path: Path) -> Path:
             "luminance": 30.0 * k,
             "flow_px": 5.0,
             "vmaf_motion": 4.0,
+            "frozen_share": 0.0,
+            "num_cuts": 0,
         }
     return posed.write_table(tmp_path / "d", rows)
 
