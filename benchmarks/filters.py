@@ -352,8 +352,8 @@ def main(options: Options) -> int:
     notes = (
         "Speed is CPU time of one thread, the less of two runs; two cores work on a clip each. Stretches of 3 s, coded "
         "with x264 at crf 23 with and without the defect. Unknown: the camera stands still, so that a logo or inset "
-        "cannot be told from the scene. The thresholds inside `logo_area_share` and `picture_in_picture` were chosen on "
-        "these videos, so their AUC is that of the data they were fitted to; the other scores had no such choice. `piqe` "
+        "cannot be told from the scene. The thresholds inside `logo_area_share`, `split_screen` and `picture_in_picture` "
+        "were chosen on these videos, so their AUC is that of the data they were fitted to. `piqe` "
         "is listed against blocks to show that it does not see them well after another encode; `blockiness` does. Load "
         f"average when the report was written: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores."
     )
