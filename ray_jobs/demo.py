@@ -24,6 +24,7 @@ from worldline.datasets import synthetic
 from worldline.datasets.formats.tum import read_tum
 from worldline.datasets.posed_clip import PosedClip, load_clip
 from worldline.datasets.schema import OK, MissingBackend
+from worldline.evaluate import report
 from worldline.evaluate.score import ScoreConfig, format_score, score_clip
 from worldline.evaluate.trajectory import CompareConfig, compare
 from worldline.ray_jobs import annotate
@@ -75,7 +76,9 @@ def main(config: DemoConfig) -> int:
     _plot(plot, dataset, rows, walk)
     page = config.out / "index.html"
     page.write_text(_page(rows, scores, plot), encoding="utf-8")
-    print(f"\nplot: {plot}\npage: {page}\nmore: worldline show {dataset}")
+    print(f"\nplot: {plot}\npage: {page}")
+    report.main(report.ReportConfig(dataset=dataset, out=config.out / "report.html"))
+    print(f"more: worldline show {dataset}")
     return 0
 
 
