@@ -94,6 +94,14 @@ def test_the_wheel_holds_only_worldline(tmp_path: Path) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"worldline"}
     for name in ("worldline/annotate/camera.py", "worldline/ray_jobs/annotate.py", "worldline/help/show.txt"):
         assert name in names
+    for name in (
+        "report_page.html",
+        "report_page.css",
+        "report_page.js",
+        "report_rules.js",
+        "report_charts.js",
+    ):
+        assert f"worldline/evaluate/{name}" in names
 
 
 _LIBRARIES = ("_datetime", "pyarrow", "_raylet")
