@@ -25,7 +25,7 @@ from worldline.annotate.degeneracy import (
     is_zooming,
 )
 from worldline.annotate.keyframe_map import KeyframeMap
-from worldline.annotate.lens import LensConfig, choose_camera
+from worldline.annotate.lens import LensConfig, choose_camera, hold_centre
 from worldline.annotate.mapper import Mapper, MappingConfig
 from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.moving import MovingConfig, find_moving
@@ -135,6 +135,7 @@ def estimate_geometry(
             mapper.map.velocity_px = velocity_of_rows(tracks, velocity, keyframe_map)
             mapper.map.readout, mapper.map.scan_axis = old.readout, old.scan_axis
     _polish(mapper, [keyframe.grey for keyframe in tracks.keyframes], config.refine)
+    hold_centre(mapper, config.lens)
     if not mapper.map.is_posed.any() or not np.isfinite(mapper.map.points).any():
         raise ClipRejected("mapping", "no_map", "no keyframe or no point survived the adjustment")
     if adjust_map is not None:
@@ -165,9 +166,8 @@ def _polish(mapper: Mapper, greys: Sequence[np.ndarray], config: RefineConfig) -
     mapper.map = refine_observations(greys, mapper.map, config)
     mapper.triangulate(np.flatnonzero(mapper.map.is_posed))
     mapper.adjust_all(max_iterations=4)
-    for _ in range(2):
-        mapper.drop_outliers()
-        mapper.adjust_sharply(max_iterations=15)
+    mapper.drop_outliers()
+    mapper.adjust_sharply(max_iterations=15)
     mapper.drop_outliers()
 
 

@@ -20,6 +20,9 @@ from worldline.annotate.tracks import Tracks
 from worldline.annotate.triangulate import meet_rays, ray_spread
 from worldline.datasets.schema import ClipRejected
 
+_FAR_OUT = 10.0
+"""Sigmas of the residuals' scatter from which an observation has no say in the last adjustments."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MappingConfig:
@@ -68,6 +71,8 @@ class CameraFreedom:
     centre_sigma_px: float = 0.0
     """1-sigma of the principal point around `centre_prior_px`; 0: held where it is."""
     centre_prior_px: tuple[float, float] | None = None
+    is_centre_held: bool = False
+    """Adjustments keep the principal point at its prior; the error bars know that it may be off all the same."""
     distortion_sigma: tuple[float, float] = (0.0, 0.0)
     """1-sigma of k1 and k2 around zero; 0: no prior."""
     free_readout: bool = False
@@ -272,6 +277,12 @@ class Mapper:
 
     def camera_config(self, **settings: Any) -> BundleConfig:
         """Settings of an adjustment that frees what is unknown of the camera; nothing where it was given."""
+        config = self.error_config()
+        centre_sigma_px = 0.0 if self.freedom.is_centre_held else config.centre_sigma_px
+        return replace(config, centre_sigma_px=centre_sigma_px, **settings)
+
+    def error_config(self) -> BundleConfig:
+        """Everything that may be wrong about the camera, for the error bars."""
         free = not self.known_focal
         return BundleConfig(
             free_focal=free,
@@ -280,7 +291,6 @@ class Mapper:
             centre_sigma_px=self.freedom.centre_sigma_px if free else 0.0,
             centre_prior_px=self.freedom.centre_prior_px,
             free_readout=self.freedom.free_readout,
-            **settings,
         )
 
     def adjust_all(self, *, max_iterations: int, free_focal: bool = True) -> None:
@@ -293,11 +303,13 @@ class Mapper:
         self._run(self.rows(), config, None)
 
     def adjust_sharply(self, *, max_iterations: int) -> None:
-        """The same at the scatter that the residuals have by now, which counts small outliers as such too."""
-        bundle, (keyframes, tracks) = self.bundle(self.rows())
-        bundle = replace(bundle, sigma_px=scatter(bundle))
+        """The same at the scatter that the residuals have by now: what is small beside an image may be far out of it."""
+        rows = self.rows()
+        bundle, _ = self.bundle(rows)
+        sigma_px = scatter(bundle)
+        bundle, (keyframes, tracks) = self.bundle(rows[reprojection_errors(bundle) < _FAR_OUT * sigma_px])
         config = self.camera_config(max_iterations=max_iterations, relative_tolerance=1e-5)
-        self.take(adjust(bundle, config), keyframes, tracks)
+        self.take(adjust(replace(bundle, sigma_px=sigma_px), config), keyframes, tracks)
 
     def _adjust_local(self, kf: int) -> None:
         """Moves the keyframes around `kf` and the points they see; older keyframes that see these stay

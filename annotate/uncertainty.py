@@ -45,7 +45,7 @@ def frame_sigmas(tracks: Tracks, mapper: Mapper, poses: FramePoses, config: Sigm
     num_frames = tracks.num_frames
     unknown = np.full(num_frames, np.nan)
     try:
-        result = covariance(bundle, mapper.camera_config())
+        result = covariance(bundle, mapper.error_config())
     except np.linalg.LinAlgError:
         return FrameSigma(translation=unknown, rotation_rad=unknown.copy(), focal_px=float("nan"))
     diagonal = np.einsum("cii->ci", result.camera)
