@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ import av
 import numpy as np
 
 from worldline.annotate.backends import load_backend
+from worldline.train.actions import ActionConfig, parse_actions, poses_of_actions
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,10 @@ class GenerateConfig:
     poses: Path | None = None
     """.npy (F, 4, 4) or (F, 3, 4): world_from_cam, OpenCV axes, metres. Either this or `action`."""
     action: str | None = None
-    """A path in the backend's own words; of the released pipeline "w-80,jw-40,w-40": keys held, frames."""
+    """Keys held and frames, "w-80,dw-40,none-8": w/s forward and back, a/d turn, i/k look up and down, j/l step
+    sideways, none holds still. The released pipeline's own strings turn with j/l and step with a/d."""
+    speed: ActionConfig = field(default_factory=ActionConfig)
+    """How fast the keys of `action` move the camera."""
     intrinsics: Path | None = None
     """.npy (4,), (F, 4), (3, 3) or (F, 3, 3) in pixels of `image`. Either this or `fov_deg`."""
     fov_deg: float | None = None
@@ -75,6 +79,8 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if (self.poses is None) == (self.action is None):
             raise ValueError("give the camera path as either --poses FILE.npy or --action TEXT")
+        if self.action is not None:
+            parse_actions(self.action)
         if (self.intrinsics is None) == (self.fov_deg is None):
             raise ValueError("give the lens as either --intrinsics FILE.npy or --fov-deg DEGREES")
         if self.out.suffix != ".mp4":
@@ -103,12 +109,10 @@ class Generator(Protocol):
         self,
         config: GenerateConfig,
         image_rgb: np.ndarray,
-        world_from_cam: np.ndarray | None,
+        world_from_cam: np.ndarray,
         fxfycxcy_px: np.ndarray,
     ) -> Generated:
-        """image_rgb [h, w, 3] uint8, world_from_cam [F, 3, 4] or None with `config.action`, fxfycxcy_px [4]
-        or [F, 4].
-        """
+        """image_rgb [h, w, 3] uint8, world_from_cam [F, 3, 4], fxfycxcy_px [4] or [F, 4]."""
         ...
 
 
@@ -116,7 +120,7 @@ def generate(config: GenerateConfig) -> Path:
     """Makes the video and returns its path. Raises ValueError for inputs that do not fit, MissingBackend."""
     backend = load_backend(config.backend, BACKENDS, HOW_TO_INSTALL)
     image = read_image(config.image)
-    world_from_cam = None if config.poses is None else read_poses(config.poses)
+    world_from_cam = camera_path(config)
     fxfycxcy_px = read_intrinsics(config, image.shape[1], image.shape[0])
     generator: Generator = backend(config.model, device=config.device, dtype=config.dtype)
     logger.info("generating with %s from %s", config.backend, config.model)
@@ -135,6 +139,14 @@ def read_image(path: Path) -> np.ndarray:
             return next(container.decode(video=0)).to_ndarray(format="rgb24")
     except (OSError, av.error.FFmpegError, StopIteration, IndexError) as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error
+
+
+def camera_path(config: GenerateConfig) -> np.ndarray:
+    """world_from_cam [F, 3, 4] of the poses file or of the action string."""
+    if config.poses is not None:
+        return read_poses(config.poses)
+    assert config.action is not None
+    return poses_of_actions(config.action, config.speed)
 
 
 def read_poses(path: Path) -> np.ndarray:

@@ -25,19 +25,16 @@ class DiffusersGenerator:
         self,
         config: GenerateConfig,
         image_rgb: np.ndarray,
-        world_from_cam: np.ndarray | None,
+        world_from_cam: np.ndarray,
         fxfycxcy_px: np.ndarray,
     ) -> Generated:
         """See `Generator`. A path longer than `num_frames` is cut, a shorter one makes a shorter video."""
-        poses = None
-        if world_from_cam is not None:
-            last_row = np.broadcast_to([0.0, 0.0, 0.0, 1.0], (len(world_from_cam), 1, 4))
-            poses = np.concatenate([world_from_cam, last_row], axis=1).astype(np.float32)
+        last_row = np.broadcast_to([0.0, 0.0, 0.0, 1.0], (len(world_from_cam), 1, 4))
+        poses = np.concatenate([world_from_cam, last_row], axis=1).astype(np.float32)
         output = self.pipeline(
             image=Image.fromarray(image_rgb),
             prompt=config.prompt,
             c2w=poses,
-            action=config.action,
             intrinsics=fxfycxcy_px.astype(np.float32),
             height=config.height,
             width=config.width,

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from worldline.train import generate as generate_module
+from worldline.train.actions import ActionConfig
 from worldline.train.generate import (
     BACKENDS,
     GenerateConfig,
+    Generated,
     main,
     read_image,
     read_intrinsics,
@@ -158,6 +161,35 @@ def test_inputs_are_read_and_checked(tmp_path, image, poses):
         main_raising(dataclasses.replace(config, backend="magic"))
 
 
+class PathGenerator:
+    """A backend that makes one grey frame a pose, to see which path arrives."""
+
+    def __init__(self, model, *, device, dtype):
+        pass
+
+    def __call__(self, config, image_rgb, world_from_cam, fxfycxcy_px):
+        frames = np.full((len(world_from_cam), *image_rgb.shape), 128, np.uint8)
+        return Generated(frames=frames, world_from_cam=world_from_cam)
+
+
+def test_an_action_string_reaches_the_backend_as_its_path(tmp_path, image, monkeypatch):
+    monkeypatch.setattr(generate_module, "load_backend", lambda *_: PathGenerator)
+    config = GenerateConfig(
+        image=image,
+        out=tmp_path / "drive.mp4",
+        action="w-10,a-5,none-2",
+        speed=ActionConfig(step_m=0.1, turn_deg=2, ease_frames=0),
+        fov_deg=60,
+    )
+    assert main(config) == 0
+    stored = np.load(tmp_path / "drive.npy")
+    assert stored.shape == (18, 3, 4)
+    np.testing.assert_allclose(stored[-1, :, 3], [0, 0, 1.0], atol=1e-12)
+    np.testing.assert_allclose(stored[-1, 0, 2], -math.sin(math.radians(10)))  # turned left
+    record = json.loads((tmp_path / "drive.json").read_text())
+    assert record["config"]["speed"]["step_m"] == 0.1
+
+
 def main_raising(config):
     from worldline.train.generate import generate
 
@@ -168,6 +200,7 @@ def main_raising(config):
     ("change", "message"),
     [
         ({"action": "w-10"}, "camera path"),
+        ({"action": "x-10", "poses": None}, "unknown keys"),
         ({"fov_deg": None}, "lens"),
         ({"steps": 0}, "steps"),
         ({"dtype": "float16"}, "dtype"),
