@@ -65,6 +65,7 @@ COMMANDS = {
     "report": Command(
         "worldline.evaluate.report", "ReportConfig", "one page to look through scores, clips and failures"
     ),
+    "train": Command("worldline.train.trainer", "TrainConfig", "one stage of the world model, from shards"),
     "generate": Command(
         "worldline.train.generate", "GenerateConfig", "a video from an image, a caption and a camera path"
     ),

@@ -1,0 +1,114 @@
+"""Checkpoints of a training run: a folder a step, written whole or not at all, and read back as a `Run`.
+
+    RUN/config.json   RUN/metrics.jsonl   RUN/checkpoints/step_00001000/{state.pt,config.json}
+
+state.pt holds tensors and plain numbers only and is read with `weights_only`, so that a checkpoint from
+elsewhere cannot run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import torch
+
+from worldline.model.autoencoder import AutoencoderConfig, CausalAutoencoder
+from worldline.model.config import ModelConfig
+from worldline.model.world_model import WorldModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What generation and evaluation read of a checkpoint, in eval mode."""
+
+    model: WorldModel | None
+    """None in a run of the autoencoder stage."""
+    autoencoder: CausalAutoencoder
+    config: dict[str, Any]
+    """The whole `TrainConfig` as JSON values."""
+    step: int
+    path: Path
+
+
+def save(run_dir: Path, step: int, state: dict[str, Any], config_json: str) -> Path:
+    """Writes RUN/checkpoints/step_<step> under a temporary name and renames it; the folder.
+
+    A folder of that step that is there already is replaced. Raises OSError.
+    """
+    final = run_dir / "checkpoints" / f"step_{step:08d}"
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    (temporary / "config.json").write_text(config_json, encoding="utf-8")
+    with (temporary / "state.pt").open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    return final
+
+
+def steps_of(run_dir: Path) -> list[int]:
+    """Steps that have a whole checkpoint, ascending."""
+    return sorted(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step_*"))
+
+
+def load_state(run_dir: Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint's folder and state, the newest without `step`; ValueError where there is none."""
+    steps = steps_of(run_dir)
+    if not steps or (step is not None and step not in steps):
+        raise ValueError(f"{run_dir}: no checkpoint of step {step}; there are {steps}")
+    path = run_dir / "checkpoints" / f"step_{steps[-1] if step is None else step:08d}"
+    return path, torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+
+
+def load_run(run_dir: Path, step: int | None = None, *, use_ema: bool = True) -> Run:
+    """Models of a run's checkpoint, the newest without `step`.
+
+    `use_ema` takes the averaged weights where the run kept them. Raises ValueError where there is none.
+    """
+    path, state = load_state(run_dir, step)
+    config = state["config"]
+    autoencoder = CausalAutoencoder(built(AutoencoderConfig, config["autoencoder"]))
+    weights = state["ema"] if use_ema and state["ema"] is not None else state["model"]
+    model = None
+    if config["kind"] == "autoencoder":
+        autoencoder.load_state_dict(weights)
+    else:
+        model = WorldModel(built(ModelConfig, config["model"]))
+        model.load_state_dict(weights)
+        model.eval()
+        autoencoder.load_state_dict(state["autoencoder"])
+    return Run(model=model, autoencoder=autoencoder.eval(), config=config, step=state["step"], path=path)
+
+
+def plain(value: Any) -> Any:
+    """A config dataclass as values that JSON has."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def built(kind: Any, value: Any) -> Any:
+    """The config of type `kind` that `plain` made `value` of; ValueError for a field it does not have."""
+    if get_origin(kind) in (Union, UnionType):
+        if value is None:
+            return None
+        kind = next(choice for choice in get_args(kind) if choice is not type(None))
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        if unknown := set(value) - set(hints):
+            raise ValueError(f"{kind.__name__} has no {sorted(unknown)}")
+        return kind(**{name: built(hints[name], item) for name, item in value.items()})
+    if get_origin(kind) is tuple:
+        return tuple(value)
+    return Path(value) if kind is Path else value

@@ -1,0 +1,372 @@
+"""Training: a shard folder and a config in, a run folder of checkpoints and metrics out.
+
+One process, one device. All that is random in a step follows from (seed, step), and the data from the
+loader's position, so a run that was stopped and goes on from its checkpoint is bit-identical to one that
+was not. Frames are encoded on the fly unless the shards have latents and `cached_latents` is set.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldline.datasets.loader import Loader, LoaderConfig
+from worldline.datasets.sample_order import OrderConfig
+from worldline.datasets.shard_index import select
+from worldline.datasets.transforms import ClipView, TrainingView, ViewConfig, collate_views
+from worldline.model.autoencoder import AutoencoderConfig, CausalAutoencoder, reconstruction_loss
+from worldline.model.chunks import chunk_causal, one_chunk
+from worldline.model.config import ModelConfig, tiny
+from worldline.model.diffusion import FlowConfig, draw_levels, flow_loss, noised
+from worldline.model.rope import Grid
+from worldline.model.text import ByteText
+from worldline.model.world_model import WorldModel, conditions
+from worldline.train.checkpoint import load_state, plain, save, steps_of
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("autoencoder", "flow")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One stage of training."""
+
+    shards: str
+    """Shard folder, local or any fsspec location."""
+    out: Path
+    """Run folder; where it has a checkpoint of the same config, training goes on from it."""
+    init_from: Path | None = None
+    """Run folder of the stage before: the autoencoder's, or a model whose parameters of equal name and shape
+    are taken. A flow stage needs one, for its autoencoder."""
+    kind: str = "flow"
+    """"autoencoder" or "flow"."""
+    where: str = "TRUE"
+    """SQL condition over the shards' index."""
+    model: ModelConfig = field(default_factory=tiny)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    view: ViewConfig = field(default_factory=ViewConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    chunks: tuple[int, int] | None = None
+    """Latent frames of the first chunk and of the others; None trains bidirectionally."""
+    cached_latents: bool = False
+    """Read latents from the shards instead of encoding frames."""
+    caption_dropout: float = 0.1
+    """Share of clips without caption, for classifier-free guidance."""
+    steps: int = 1000
+    global_batch: int = 16
+    """Clips a step."""
+    accumulation: int = 1
+    """Equal parts a batch is worked through in, to save memory."""
+    lr: float = 5e-5
+    """Peak learning rate; 5e-5 is SANA-WM's for five-second clips."""
+    warmup_steps: int = 100
+    final_lr_share: float = 1.0
+    """Of the peak, reached at the end along a cosine; 1 is constant, as in the paper."""
+    weight_decay: float = 0.01
+    """On matrices and convolutions; vectors and tables have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 0.5
+    """Largest norm of the gradient; 0.5 is SANA-WM's."""
+    ema_decay: float | None = None
+    """Of the averaged weights; None keeps none, as the paper's public recipe."""
+    bf16: bool = True
+    """Matrix products in bfloat16; parameters and sums stay float32."""
+    seed: int = 0
+    device: str = "cpu"
+    num_workers: int = 0
+    """Processes that read and decode."""
+    checkpoint_every: int = 500
+    """Steps."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r}: known are {KINDS}")
+        if self.kind == "flow" and self.init_from is None:
+            raise ValueError("a flow stage needs --init-from, which has its autoencoder")
+        if self.model.latent_channels != self.autoencoder.latent_channels:
+            raise ValueError("model and autoencoder differ in latent_channels")
+        counts = ("steps", "global_batch", "accumulation", "checkpoint_every", "log_every")
+        if min(getattr(self, name) for name in counts) < 1 or self.global_batch % self.accumulation:
+            raise ValueError(f"{counts} must be positive, and accumulation divide global_batch")
+        if self.lr <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
+            raise ValueError("lr and clip_norm must be positive, warmup_steps at least 0")
+        if self.kind == "autoencoder" and self.ema_decay is not None:
+            raise ValueError(
+                "the autoencoder stage keeps no average: its latents' scale is fitted to the weights"
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in 0 ... 1, got {self.ema_decay}")
+
+
+class NotFinite(RuntimeError):
+    """The loss or its gradient is not finite; names the batch's clips. The last checkpoint is untouched."""
+
+
+Loss = Callable[[ClipView, torch.Generator], Tensor]
+
+
+def train(config: TrainConfig) -> None:
+    """Trains to `config.steps`, from the newest checkpoint of the run folder where there is one.
+
+    Ctrl-C writes a checkpoint and is raised again. Raises ValueError for a run folder of another config or
+    where nothing is selected, NotFinite.
+    """
+    net, autoencoder = _networks(config)
+    optimizer = torch.optim.AdamW(_groups(net, config), lr=config.lr, betas=config.betas)
+    ema = None if config.ema_decay is None else {k: v.clone() for k, v in net.state_dict().items()}
+    loader = _loader(config)
+    config_json = json.dumps(plain(config), indent=2)
+    start = _restore(config, net, optimizer, ema, loader)
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "config.json").write_text(config_json, encoding="utf-8")
+    loss_of = _loss_function(config, net, autoencoder)
+
+    def write(step: int) -> None:
+        state = {
+            "model": net.state_dict(),
+            "ema": ema,
+            "autoencoder": autoencoder.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "loader": loader.state_dict(),
+            "step": step,
+            "config": plain(config),
+        }
+        save(config.out, step, state, config_json)
+
+    step, saved, batches, since = start, start, iter(loader), time.monotonic()
+    try:
+        while step < config.steps:
+            clips = next(batches)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, config)
+            loss, norm = _gradient(config, net, clips, loss_of, step)
+            optimizer.step()
+            _average(ema, net, config.ema_decay)
+            step += 1
+            if step % config.log_every == 0 or step == config.steps:
+                now = time.monotonic()
+                _log(config, step, loss, norm, (step - start) * config.global_batch / (now - since))
+            if step == config.steps and config.kind == "autoencoder":
+                _fit_latents(autoencoder, clips, config)
+            if step % config.checkpoint_every == 0 or step == config.steps:
+                write(step)
+                saved = step
+    except KeyboardInterrupt:
+        # A batch that was read but not stepped on is read again: the state is that of whole steps.
+        if step > saved:
+            loader.load_state_dict({**loader.state_dict(), "position": step * config.global_batch})
+            write(step)
+        raise
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of step `step`, counted from 0: a linear rise, then a cosine to its final share."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    share = config.final_lr_share
+    return config.lr * (share + (1 - share) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def take_weights(net: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    """Copies parameters of equal name and shape; the names of those that keep their start values.
+
+    A block that turns from the gated delta rule to softmax keeps all its projections and drops gates and
+    key convolutions, which softmax blocks do not have.
+    """
+    own = net.state_dict()
+    taken = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
+    if not taken:
+        raise ValueError("the checkpoint shares no parameter with the model")
+    net.load_state_dict(taken, strict=False)
+    return sorted(set(own) - set(taken))
+
+
+def _networks(config: TrainConfig) -> tuple[nn.Module, CausalAutoencoder]:
+    """The network that is trained, and the autoencoder; the same object in the autoencoder stage."""
+    torch.manual_seed(config.seed)
+    autoencoder = CausalAutoencoder(config.autoencoder).to(config.device)
+    net: nn.Module = autoencoder
+    if config.kind == "flow":
+        net = WorldModel(config.model).to(config.device)
+    if config.init_from is None:
+        return net, autoencoder
+    _, state = load_state(config.init_from)
+    weights = state["model"] if state["ema"] is None else state["ema"]
+    if state["config"]["kind"] == "autoencoder":
+        autoencoder.load_state_dict(weights)
+    else:
+        autoencoder.load_state_dict(state["autoencoder"])
+        if config.kind == "flow":
+            logger.info("fresh parameters: %s", take_weights(net, weights))
+    if config.kind == "flow":
+        autoencoder.eval().requires_grad_(False)
+    return net, autoencoder
+
+
+def _groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    tables = ("table", "final_table")
+    named = [(name.rsplit(".", 1)[-1], p) for name, p in net.named_parameters() if p.requires_grad]
+    decays = [p for name, p in named if p.ndim > 1 and name not in tables]
+    others = [p for name, p in named if p.ndim <= 1 or name in tables]
+    return [
+        {"params": decays, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _loader(config: TrainConfig) -> Loader:
+    loading = LoaderConfig(
+        global_batch=config.global_batch,
+        order=OrderConfig(seed=config.seed),
+        members=("json", "latent.npy" if config.cached_latents else "mp4"),
+        num_workers=config.num_workers,
+    )
+    loader = Loader(select(config.shards, config.where), loading, collate_views)
+    return loader.map(TrainingView(config.view))
+
+
+def _restore(
+    config: TrainConfig,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: dict[str, Tensor] | None,
+    loader: Loader,
+) -> int:
+    """Step that training goes on from."""
+    if not steps_of(config.out):
+        return 0
+    _, state = load_state(config.out)
+    now = plain(config)
+    free = {"device", "num_workers", "checkpoint_every", "log_every", "accumulation"}
+    if changed := [name for name in now if name not in free and now[name] != state["config"].get(name)]:
+        raise ValueError(f"{config.out} was trained with another {', '.join(changed)}; give another --out")
+    net.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if ema is not None:
+        for name, value in ema.items():
+            value.copy_(state["ema"][name])
+    loader.load_state_dict(state["loader"])
+    return int(state["step"])
+
+
+def _loss_function(config: TrainConfig, net: nn.Module, autoencoder: CausalAutoencoder) -> Loss:
+    text_encoder = ByteText(channels=config.model.text_channels)
+
+    def autoencoder_loss(clips: ClipView, generator: torch.Generator) -> Tensor:
+        with _mixed(config):
+            return reconstruction_loss(autoencoder, _video(clips, config.device))
+
+    def model_loss(clips: ClipView, generator: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            clean = (
+                autoencoder.encode(_video(clips, config.device))
+                if clips.latent is None
+                else clips.latent.to(config.device)
+            ).float()
+        batch, _, num_frames, height, width = clean.shape
+        kept = torch.rand(batch, generator=generator) >= config.caption_dropout
+        captions = [(text or "") if keep else "" for text, keep in zip(clips.caption, kept, strict=True)]
+        text, mask = (tensor.to(config.device) for tensor in text_encoder(captions))
+        first, rest = config.chunks or (num_frames, 1)
+        chunks = chunk_causal(num_frames, first=first, rest=rest) if config.chunks else one_chunk(num_frames)
+        levels = draw_levels(batch, chunks, config.flow, generator=generator)
+        sigmas, has_loss = levels.sigmas.to(config.device), levels.has_loss.to(config.device)
+        noise = torch.randn(clean.shape, generator=generator).to(config.device)
+        grid = Grid(num_frames=num_frames, height=height, width=width)
+        cameras = conditions(config.model, clips.first_from_cam.to(config.device), clips.intrinsics(), grid)
+        # Camera geometry above stays in float32: bfloat16 has three digits of a metre or a radian.
+        with _mixed(config):
+            velocity = net(noised(clean, noise, sigmas), 1000 * sigmas, text, mask, cameras, chunks=chunks)
+        return flow_loss(velocity.float(), clean, noise, has_loss)
+
+    return autoencoder_loss if config.kind == "autoencoder" else model_loss
+
+
+def _mixed(config: TrainConfig) -> torch.autocast:
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bf16)
+
+
+def _gradient(
+    config: TrainConfig, net: nn.Module, clips: ClipView, loss_of: Loss, step: int
+) -> tuple[float, float]:
+    """Leaves the clipped gradient in the parameters; the loss and the norm before clipping."""
+    net.zero_grad(set_to_none=True)
+    generator = torch.Generator().manual_seed((config.seed << 32) + step)
+    total = 0.0
+    part = len(clips.clip_id) // config.accumulation
+    for k in range(config.accumulation):
+        piece = _piece(clips, slice(k * part, (k + 1) * part))
+        loss = loss_of(piece, generator) / config.accumulation
+        loss.backward()
+        total += loss.item()
+    norm = float(nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm))
+    if not (math.isfinite(total) and math.isfinite(norm)):
+        raise NotFinite(f"step {step + 1}: loss {total}, gradient norm {norm}; clips {list(clips.clip_id)}")
+    return total, norm
+
+
+def _piece(clips: ClipView, part: slice) -> ClipView:
+    names = ("clip_id", "frames", "latent", "first_from_cam", "fxfycxcy_px", "weight", "is_metric", "caption")
+    values = {name: getattr(clips, name) for name in names}
+    cut: dict[str, Any] = {name: None if value is None else value[part] for name, value in values.items()}
+    return ClipView(**cut, size_px=clips.size_px)
+
+
+def _video(clips: ClipView, device: str) -> Tensor:
+    """[B, 3, F, H, W] in [-1, 1]."""
+    if clips.frames is None:
+        raise ValueError("this stage reads frames, the shards gave latents")
+    return clips.frames.to(device).float().div(127.5).sub(1).transpose(1, 2)
+
+
+@torch.no_grad()
+def _fit_latents(autoencoder: CausalAutoencoder, clips: ClipView, config: TrainConfig) -> None:
+    """Gives latents of the last batch unit variance: flow matching mixes them with unit noise."""
+    autoencoder.fit_normalisation(autoencoder.encode(_video(clips, config.device)))
+
+
+@torch.no_grad()
+def _average(ema: dict[str, Tensor] | None, net: nn.Module, decay: float | None) -> None:
+    if ema is not None and decay is not None:
+        for name, value in net.state_dict().items():
+            ema[name].lerp_(value, 1 - decay)
+
+
+def _log(config: TrainConfig, step: int, loss: float, norm: float, samples_per_s: float) -> None:
+    left_s = (config.steps - step) * config.global_batch / samples_per_s
+    line = {
+        "step": step,
+        "loss": loss,
+        "gradient_norm": norm,
+        "lr": learning_rate(step - 1, config),
+        "samples_per_s": samples_per_s,
+    }
+    with (config.out / "metrics.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line) + "\n")
+    logger.info(
+        "step %d/%d loss %.4f %.2f clips/s, %.0f s left", step, config.steps, loss, samples_per_s, left_s
+    )
+
+
+def main(config: TrainConfig) -> int:
+    """Exit status 0, or 2 for a config or run folder that does not fit."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        train(config)
+    except (ValueError, NotFinite) as error:
+        logger.error("%s", error)
+        return 2
+    return 0
