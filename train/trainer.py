@@ -66,7 +66,8 @@ class TrainConfig:
     global_batch: int = 16
     """Clips a step."""
     accumulation: int = 1
-    """Equal parts a batch is worked through in, to save memory."""
+    """Equal parts a batch is worked through in, to save memory. Each part draws its own noise levels and counts
+    equally, so that another number is another run."""
     lr: float = 5e-5
     """Peak learning rate; 5e-5 is SANA-WM's for five-second clips."""
     warmup_steps: int = 100
@@ -120,8 +121,8 @@ Loss = Callable[[ClipView, torch.Generator], Tensor]
 def train(config: TrainConfig) -> None:
     """Trains to `config.steps`, from the newest checkpoint of the run folder where there is one.
 
-    Ctrl-C writes a checkpoint and is raised again. Raises ValueError for a run folder of another config or
-    where nothing is selected, NotFinite.
+    Ctrl-C writes a checkpoint, unless it came amid an update of the weights, and is raised again.
+    Raises ValueError for a run folder of another config or where nothing is selected, NotFinite.
     """
     net, autoencoder = _networks(config)
     optimizer = torch.optim.AdamW(_groups(net, config), lr=config.lr, betas=config.betas)
@@ -145,6 +146,7 @@ def train(config: TrainConfig) -> None:
         }
         save(config.out, step, state, config_json)
 
+    is_whole = True
     step, saved, batches, since = start, start, iter(loader), time.monotonic()
     try:
         while step < config.steps:
@@ -152,20 +154,22 @@ def train(config: TrainConfig) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
             loss, norm = _gradient(config, net, clips, loss_of, step)
+            is_whole = False
             optimizer.step()
             _average(ema, net, config.ema_decay)
             step += 1
+            if step == config.steps and config.kind == "autoencoder":
+                _fit_latents(autoencoder, clips, config)
+            is_whole = True
             if step % config.log_every == 0 or step == config.steps:
                 now = time.monotonic()
                 _log(config, step, loss, norm, (step - start) * config.global_batch / (now - since))
-            if step == config.steps and config.kind == "autoencoder":
-                _fit_latents(autoencoder, clips, config)
             if step % config.checkpoint_every == 0 or step == config.steps:
                 write(step)
                 saved = step
     except KeyboardInterrupt:
         # A batch that was read but not stepped on is read again: the state is that of whole steps.
-        if step > saved:
+        if is_whole and step > saved:
             loader.load_state_dict({**loader.state_dict(), "position": step * config.global_batch})
             write(step)
         raise
@@ -250,7 +254,7 @@ def _restore(
         return 0
     _, state = load_state(config.out)
     now = plain(config)
-    free = {"device", "num_workers", "checkpoint_every", "log_every", "accumulation"}
+    free = {"device", "num_workers", "checkpoint_every", "log_every"}
     if changed := [name for name in now if name not in free and now[name] != state["config"].get(name)]:
         raise ValueError(f"{config.out} was trained with another {', '.join(changed)}; give another --out")
     net.load_state_dict(state["model"])
