@@ -1,0 +1,83 @@
+"""Short walks through rendered places: frames and exact poses, two walks from each start for paired tests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldline.annotate.camera import Intrinsics, compose, invert
+from worldline.datasets.camera_paths import Motion, scene_from_cam
+from worldline.datasets.synthetic_renderer import Renderer
+from worldline.datasets.synthetic_scenes import build_scene
+
+MAX_FORWARD_M, MAX_SIDE_M, MAX_YAW_RAD, MAX_PITCH_RAD = 0.7, 0.5, 0.6, 0.15
+"""How far a walk may lead from its start; the last frame still shares part of its view with the first."""
+START_REACH_M, START_YAW_RAD = 0.15, 0.15
+"""Starts are spread this far around the middle of the room."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Walks:
+    """N walks of F frames."""
+
+    frames: np.ndarray
+    """[N, F, H, W, 3] uint8"""
+    first_from_cam: np.ndarray
+    """[N, F, 3, 4], metres."""
+    camera: Intrinsics
+
+
+def rendered_walks(
+    seed_of_place: int,
+    *,
+    num_starts: int,
+    walks_a_start: int,
+    num_frames: int,
+    width: int,
+    height: int,
+    seed: int,
+) -> Walks:
+    """Walks ordered by start: those of start i are i * walks_a_start and the ones after it.
+
+    Raises MissingBackend where nothing can be rendered.
+    """
+    rng = np.random.default_rng([seed, seed_of_place])
+    focal_px = 0.7 * width  # 71 degrees across
+    camera = Intrinsics(
+        fxfycxcy_px=np.array([focal_px, focal_px, width / 2, height / 2]), width=width, height=height
+    )
+    scene = build_scene("room", seed=seed_of_place, route_length_m=10.0)
+    frames, poses = [], []
+    with Renderer(scene.mesh.vertices(), scene.mesh.textures()) as renderer:
+        for _ in range(num_starts):
+            start = rng.uniform(-1, 1, 3) * [START_REACH_M, START_REACH_M, START_YAW_RAD]
+            for _ in range(walks_a_start):
+                path = _walk(rng, start, scene.space.eye_height_m, num_frames)
+                frames.append([renderer.image(camera, pose, np.zeros((0, 3, 4))) for pose in path])
+                poses.append(compose(invert(path[:1]), path))
+    return Walks(frames=np.array(frames), first_from_cam=np.array(poses), camera=camera)
+
+
+def _walk(rng: np.random.Generator, start: np.ndarray, eye_height_m: float, num_frames: int) -> np.ndarray:
+    """scene_from_cam [F, 3, 4]: an arc at an even speed from start (x, y in metres, heading in radians)."""
+    share = np.linspace(0, 1, num_frames)
+    forward, side, yaw, pitch = rng.uniform(-1, 1, 4) * [
+        MAX_FORWARD_M,
+        MAX_SIDE_M,
+        MAX_YAW_RAD,
+        MAX_PITCH_RAD,
+    ]
+    heading = start[2] + yaw * share
+    middle = start[2] + 0.5 * yaw * share  # the chord of an arc points half as far round as its end
+    x = start[0] + share * (forward * np.sin(middle) + side * np.cos(middle))
+    y = start[1] + share * (forward * np.cos(middle) - side * np.sin(middle))
+    position = np.stack([x, y, np.full(num_frames, eye_height_m)], axis=-1)
+    motion = Motion(
+        position_in_scene=position,
+        heading_rad=heading,
+        pitch_rad=-math.radians(8) + pitch * share,
+        roll_rad=np.zeros(num_frames),
+    )
+    return scene_from_cam(motion)
