@@ -2,8 +2,8 @@
 
 Measured on walks it has not seen, two from each start: whether the video made for a path is nearer to that
 path's true frames than to the other path's, and nearer than the first frame standing still; and what is lost
-when the model is given another path's cameras or a camera that rests. `--ablation` repeats it without one or
-both of the camera's inputs, at equal steps. Everything here is float32 on one thread: at these sizes bfloat16
+when the model is given another path's cameras or a camera that rests. `--cameras both ucpe pluecker none` repeats it
+without one or both of the camera's inputs, at equal steps. Everything here is float32 on one thread: at these sizes bfloat16
 and a second thread that has to wait for its core cost more than they give.
 """
 
@@ -62,11 +62,16 @@ class Job:
     place: int = 1
     """Seed of the rendered room."""
     sampling_steps: int = 6
-    ablation: bool = False
-    """Also train with Pluecker rays alone, with UCPE alone and without camera."""
+    cameras: tuple[str, ...] = ("both",)
+    """Camera inputs to train with, each from the same start: both, ucpe, pluecker, none."""
     threads: int = 1
     out: Path = RESULTS_DIR
     """Folder of the report."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.cameras) - set(CAMERA_INPUTS)
+        if unknown or not self.cameras:
+            raise ValueError(f"cameras {sorted(unknown)}: known are {sorted(CAMERA_INPUTS)}")
 
 
 class Follower:
@@ -196,7 +201,7 @@ def main(job: Job) -> int:
     elsewhere = rendered_walks(job.place + 1000, num_starts=job.test_starts, seed=2, **size)
     tables: dict[str, list[Row]] = {}
     costs: list[Row] = []
-    for name in CAMERA_INPUTS if job.ablation else ("both",):
+    for name in job.cameras:
         follower = Follower(train, *CAMERA_INPUTS[name])
         start_s = time.perf_counter()
         follower.train(train, job)
@@ -209,7 +214,7 @@ def main(job: Job) -> int:
         if name == "both":
             tables["Camera input: both. Walks in a place never seen"] = measure(follower, elsewhere, job)
     tables["Training"] = costs
-    options = f" --steps {job.steps}" + (" --ablation" if job.ablation else "")
+    options = f" --steps {job.steps} --cameras {' '.join(job.cameras)}"
     write_report(
         "following",
         "Following the camera, tiny model",
