@@ -144,7 +144,7 @@ class Follower:
 def measure(follower: Follower, walks: Walks, job: Job) -> list[Row]:
     """One row a question; shares and means over all walks and noise seeds, intervals over the starts."""
     other = walks.first_from_cam.reshape(-1, 2, *walks.first_from_cam.shape[1:])[:, ::-1]
-    rest = np.broadcast_to(np.eye(3, 4), walks.first_from_cam.shape)
+    rest = np.broadcast_to(np.eye(3, 4), walks.first_from_cam.shape).copy()
     paths = {"own": walks.first_from_cam, "other": other.reshape(rest.shape), "rest": rest}
     truth = walks.frames
     other_truth = truth.reshape(-1, 2, *truth.shape[1:])[:, ::-1].reshape(truth.shape)
