@@ -54,7 +54,7 @@ def clips(job: CalibrationJob) -> list[SyntheticConfig]:
         options: dict[str, Any] = {
             "scene": "street" if path == "driving" else SCENES[k % len(SCENES)],
             "path": path,
-            "seed": 500 + k,
+            "seed": 1000 * job.seed + k,
             "fov_x_deg": float(rng.uniform(45, 85)),
             "noise": float(rng.choice([0, 2, 5])),
             "motion_blur": float(rng.choice([0, 0, 0.4])),
