@@ -10,7 +10,7 @@ and accuracy is compared on those.
 from __future__ import annotations
 
 import json
-import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -87,7 +87,7 @@ def main(config: PosesConfig) -> int:
         write_report(
             "poses",
             "Poses against truth",
-            "python -m benchmarks.poses",
+            shlex.join(["python", "-m", "benchmarks.poses", *sys.argv[1:]]),
             {"Sequences": rows},
             notes,
             packages=("pycolmap",),
@@ -191,7 +191,13 @@ def _run_engine(engine: str, folder: Path, num_threads: int) -> dict[str, Any]:
         run(folder, num_threads) if engine == "ours" else run(folder, num_threads, engine)
     )
     np.savez(folder / f"{engine}.npz", timestamps_s=times, world_from_cam=poses, sigma=sigma)
-    return result | {"rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return result | {"rss_mb": _peak_rss_mb()}
+
+
+def _peak_rss_mb() -> float:
+    """Of this program alone: ru_maxrss would start at what the parent had when it forked."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _run_ours(folder: Path, num_threads: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray]:
