@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -108,8 +108,10 @@ def estimate_geometry(
     turning = fit_rotation(tracks, guesses)
     if turning is not None and not may_only_turn(turning, tracks, config.degeneracy):
         turning = None
+    # Of several starts one may well grow into a map of what moves before a camera that rests.
+    mapping = config.mapping if turning is None else replace(config.mapping, max_starts=1)
     try:
-        keyframe_map = map_keyframes(tracks, config.mapping, known, is_known=known is not None)
+        keyframe_map = map_keyframes(tracks, mapping, known, is_known=known is not None)
     except ClipRejected:
         if turning is not None and is_explained(turning, tracks, config.degeneracy):
             return _resting(tracks, times, turning, config)
