@@ -1,4 +1,4 @@
-"""Stages of training as functions that return their config: SANA-WM's at full size, and a chain for a CPU.
+"""Stages of training as functions that return their config: a small chain for trials, none at full size yet.
 
     autoencoder -> frame-wise GDN -> hybrid -> camera -> SFT -> chunk-causal
 
