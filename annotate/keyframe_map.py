@@ -38,16 +38,17 @@ class KeyframeMap:
     readout: float = 0.0
     """Time from the first to the last line, as a share of the frame interval; 0: a global shutter."""
 
-    def shutter_px(self) -> np.ndarray | None:
-        """[M, 2] displacement of each observation by a readout of 1; None: a global shutter."""
+    def shutter_px(self, rows: np.ndarray) -> np.ndarray | None:
+        """[n, 2] displacement of some observations by a readout of 1; None: a global shutter."""
         if self.velocity_px is None:
             return None
-        return shutter_px(self.xy_px, self.velocity_px, (self.width, self.height), self.scan_axis)
+        size_px = (self.width, self.height)
+        return shutter_px(self.xy_px[rows], self.velocity_px[rows], size_px, self.scan_axis)
 
-    def ideal_px(self) -> np.ndarray:
-        """[M, 2] observations as a global shutter would show them: where the map's points project to."""
-        offset = self.shutter_px()
-        return self.xy_px if offset is None else self.xy_px - self.readout * offset
+    def ideal_px(self, rows: np.ndarray) -> np.ndarray:
+        """[n, 2] some observations as a global shutter would show them: where the map's points project to."""
+        offset = self.shutter_px(rows)
+        return self.xy_px[rows] if offset is None else self.xy_px[rows] - self.readout * offset
 
     @property
     def is_posed(self) -> np.ndarray:

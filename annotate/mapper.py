@@ -178,7 +178,7 @@ class Mapper:
         return False
 
     def _ransac_pose(self, rows: np.ndarray) -> np.ndarray | None:
-        return self.pose_from_points(self.map.points[self.map.track_idx[rows]], self.map.ideal_px()[rows])[0]
+        return self.pose_from_points(self.map.points[self.map.track_idx[rows]], self.map.ideal_px(rows))[0]
 
     def pose_from_points(self, points: np.ndarray, xy_px: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """cam_from_world [3, 4] from points [n, 3] and their pixels [n, 2] (as of a global shutter) by RANSAC,
@@ -206,7 +206,7 @@ class Mapper:
         return np.ascontiguousarray(rays[:, :2] / rays[:, 2:])
 
     def _rays(self, rows: np.ndarray) -> np.ndarray:
-        return unproject(self.map.ideal_px()[rows], self.map.intrinsics())
+        return unproject(self.map.ideal_px(rows), self.map.intrinsics())
 
     def triangulate(self, keyframes: np.ndarray) -> None:
         """Adds the points that the given posed keyframes see from far enough apart: the least-squares meeting
@@ -258,7 +258,6 @@ class Mapper:
             cam_from_world = self.map.cam_from_world[keyframes]
         else:
             keyframes, cam_idx = np.zeros(1, dtype=int), np.zeros(len(rows), dtype=int)
-        shutter = self.map.shutter_px()
         bundle = Bundle(
             cam_from_world=cam_from_world.copy(),
             points_in_world=(self.map.points if points is None else points)[tracks],
@@ -270,7 +269,7 @@ class Mapper:
             model=self.map.model,
             distortion=self.map.distortion,
             sigma_px=self.max_error_px / 6,
-            shutter_px=None if shutter is None else shutter[rows],
+            shutter_px=self.map.shutter_px(rows),
             readout=self.map.readout,
         )
         return bundle, (keyframes, tracks)

@@ -245,7 +245,7 @@ def _neighbours(keyframe_map: KeyframeMap, row: np.ndarray) -> np.ndarray:
     point = keyframe_map.points[keyframe_map.track_idx[row]]
     depth = np.einsum("nj,nj->n", cam_from_world[:, 2, :3], point) + cam_from_world[:, 2, 3]
     offsets = np.array([[0.0, 0.0], [_STEP_PX, 0.0], [0.0, _STEP_PX]])
-    rays = unproject(keyframe_map.ideal_px()[row, None] + offsets, keyframe_map.intrinsics())
+    rays = unproject(keyframe_map.ideal_px(row)[:, None] + offsets, keyframe_map.intrinsics())
     return transform(invert(cam_from_world), rays / rays[:, :, 2:] * depth[:, None, None])
 
 

@@ -16,11 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 import tyro
 
 from worldline.annotate.caption import CaptionConfig, caption_clip, make_captioner
-from worldline.datasets.commit_log import replace_file
+from worldline.datasets.commit_log import parquet_bytes, replace_file
 from worldline.datasets.posed_clip import open_table
 from worldline.datasets.previews import look
 from worldline.datasets.schema import OK, TRAJECTORIES, MissingBackend, config_hash
@@ -65,9 +64,7 @@ def main(config: CaptionJobConfig) -> int:
         return 1
     path = captions_path(config.dataset)
     path.parent.mkdir(exist_ok=True)
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=CAPTIONS), sink, compression="zstd")
-    replace_file(path, sink.getvalue().to_pybytes())
+    replace_file(path, parquet_bytes(pa.Table.from_pylist(rows, schema=CAPTIONS)))
     problems = collections.Counter(row["problem"] for row in rows if row["problem"])
     dropped = sum(bool(row["camera_words"]) for row in rows)
     print(

@@ -16,13 +16,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 import worldline
-from worldline.datasets.commit_log import replace_file
+from worldline.datasets.commit_log import parquet_bytes, replace_file
 from worldline.datasets.posed_clip import open_table
 from worldline.datasets.schema import TRAJECTORIES
 from worldline.filters.balance import BalanceConfig
@@ -124,9 +123,7 @@ def decisions_path(dataset_dir: Path, rules: str) -> Path:
 
 def write_decisions(path: Path, table: pa.Table, rules: RuleSet) -> None:
     """Replaces the file whole."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({RULES_KEY: rules.as_json()}), sink, compression="zstd")
-    replace_file(path, sink.getvalue().to_pybytes())
+    replace_file(path, parquet_bytes(table.replace_schema_metadata({RULES_KEY: rules.as_json()})))
 
 
 def reason_counts(table: pa.Table) -> dict[str, int]:

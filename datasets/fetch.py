@@ -27,10 +27,9 @@ from urllib.parse import unquote, urlsplit
 
 import av
 import pyarrow as pa
-import pyarrow.parquet as pq
 import tyro
 
-from worldline.datasets.commit_log import replace_file
+from worldline.datasets.commit_log import parquet_bytes, replace_file
 from worldline.datasets.fetch_http import FetchFailed, HttpConfig, Pace, download
 from worldline.datasets.fetch_list import Order, read_list
 from worldline.datasets.schema import MissingBackend
@@ -128,9 +127,7 @@ def fetch(config: FetchConfig) -> list[dict[str, Any]]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=FETCHED), sink, compression="zstd")
-    replace_file(config.out / "fetched.parquet", sink.getvalue().to_pybytes())
+    replace_file(config.out / "fetched.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=FETCHED)))
     return rows
 
 

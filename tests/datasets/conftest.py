@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-
-def _load() -> Any:
-    path = Path(__file__).with_name("posed_dataset.py")
-    spec = importlib.util.spec_from_file_location("posed_dataset", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["posed_dataset"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def posed() -> Any:
-    """The module posed_dataset."""
-    return _load()
 
 
 @pytest.fixture(scope="session")

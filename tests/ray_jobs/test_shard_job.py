@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -24,18 +23,6 @@ from worldline.ray_jobs.shard import EncodeConfig, ShardConfig, ShardTally, Writ
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
 SMALL = EncodeConfig(width=160, height=96)
-
-
-@pytest.fixture(scope="module")
-def posed() -> Any:
-    path = Path(__file__).parents[1] / "datasets" / "posed_dataset.py"
-    spec = importlib.util.spec_from_file_location("posed_dataset_of_job", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

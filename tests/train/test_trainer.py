@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,20 +31,9 @@ MODEL = ModelConfig(
 )
 
 
-def posed_dataset() -> Any:
-    path = Path(__file__).parents[1] / "datasets" / "posed_dataset.py"
-    spec = importlib.util.spec_from_file_location("posed_dataset", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["posed_dataset"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory, media) -> str:
-    folder, posed = tmp_path_factory.mktemp("shards"), posed_dataset()
+def shards(tmp_path_factory, media, posed) -> str:
+    folder = tmp_path_factory.mktemp("shards")
     rows = []
     for number in range(2):
         video = media.numbered(folder / f"v{number}.mp4", count=100, fps=30, seed=number)
