@@ -1,7 +1,7 @@
 """A loader's sample in, what training reads of it out: frames or latents, cameras relative to the first frame,
 weights of the loss.
 
-A clip is cut to 8 k + 1 frames, the lengths the autoencoder knows; its poses become first_from_cam in metres and
+A clip is cut to the lengths the autoencoder knows, 8 k + 1 frames for most; its poses become first_from_cam in metres and
 its intrinsics follow every resize and crop. A clip whose lengths are not metres is refused unless asked for: read
 as metres it would teach that the same motion has any speed. `train/camera_inputs.py` makes the model's ray maps and
 per-latent cameras from the result, with the model's own functions.
@@ -30,7 +30,10 @@ class ViewConfig:
     """Which part of a clip training sees, and how."""
 
     num_frames: int = 81
-    """8 k + 1 frames at the shards' 16 a second: 5 s; one minute is 961."""
+    """time_stride k + 1 frames at the shards' 16 a second: 5 s; one minute is 961."""
+    time_stride: int = 8
+    """Frames a latent frame of the autoencoder. With 1 every frame has its own latents, and windows of cached latents
+    may begin anywhere and have any stride; else they are cut at the clip's beginning."""
     width: int | None = None
     """Pixels; None: as written. The picture is scaled to cover the size and cut at the centre."""
     height: int | None = None
@@ -50,8 +53,10 @@ class ViewConfig:
     """Relative error of the scale at which the whole clip's weight is halved."""
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1 or (self.num_frames - 1) % 8 or self.stride < 1:
-            raise ValueError(f"num_frames {self.num_frames} must be 8 k + 1, stride {self.stride} at least 1")
+        if self.time_stride < 1 or self.stride < 1:
+            raise ValueError(f"time_stride {self.time_stride} and stride {self.stride} must be positive")
+        if self.num_frames < 1 or (self.num_frames - 1) % self.time_stride:
+            raise ValueError(f"num_frames {self.num_frames} must be {self.time_stride} k + 1")
         if (self.width is None) != (self.height is None):
             raise ValueError("width and height go together")
         if min(self.sigma_translation_m, self.sigma_rotation_rad, self.scale_sigma) <= 0:
@@ -66,7 +71,7 @@ class ClipView:
     frames: Tensor | None
     """[F, 3, H, W] uint8 RGB; None where latents are read instead."""
     latent: Tensor | None
-    """The autoencoder's latents of the window, [C, 1 + (F - 1) / 8, h, w]; None where frames are read."""
+    """The autoencoder's latents of the window, [C, 1 + (F - 1) / time_stride, h, w]; None where frames are read."""
     first_from_cam: Tensor
     """[F, 3, 4] float32, metres unless up to scale; the first is the identity."""
     fxfycxcy_px: Tensor
@@ -113,7 +118,7 @@ def training_view(sample: dict[str, Any], config: ViewConfig) -> ClipView:
         raise ClipRejected("view", "lens_distortion", f"latents of {row['camera_model']} {row['distortion']}")
     rng = np.random.Generator(np.random.Philox(key=sample["__seed__"]))
     posed = _posed(row)
-    start = _start(posed, config, rng, is_fixed=latent is not None)
+    start = _start(posed, config, rng, is_fixed=latent is not None and config.time_stride > 1)
     frames = start + config.stride * np.arange(config.num_frames)
     lens = _intrinsics(row, frames)
     images, lens = (
@@ -122,7 +127,7 @@ def training_view(sample: dict[str, Any], config: ViewConfig) -> ClipView:
     return ClipView(
         clip_id=row["clip_id"],
         frames=None if images is None else torch.from_numpy(images).permute(0, 3, 1, 2),
-        latent=None if latent is None else _latent_window(latent, config),
+        latent=None if latent is None else _latent_window(latent, frames, config),
         first_from_cam=_relative(row, frames, is_metric),
         fxfycxcy_px=torch.from_numpy(lens.fxfycxcy_px.astype(np.float32)),
         size_px=(lens.width, lens.height),
@@ -248,8 +253,11 @@ def _images(
     return np.ascontiguousarray(images[:, top : top + fitted.height, left : left + fitted.width]), fitted
 
 
-def _latent_window(latent: np.ndarray, config: ViewConfig) -> Tensor:
-    count = 1 + (config.num_frames - 1) // 8
-    if latent.ndim != 4 or latent.shape[1] < count:
-        raise ClipRejected("view", "latent_too_short", f"latents {latent.shape}, {count} frames wanted")
-    return torch.from_numpy(np.ascontiguousarray(latent[:, :count]))
+def _latent_window(latent: np.ndarray, frames: np.ndarray, config: ViewConfig) -> Tensor:
+    """The latents of these frames; with a time stride above 1 they begin the clip."""
+    wanted = frames if config.time_stride == 1 else np.arange(1 + (len(frames) - 1) // config.time_stride)
+    if latent.ndim != 4 or latent.shape[1] <= wanted[-1]:
+        raise ClipRejected(
+            "view", "latent_too_short", f"latents {latent.shape}, {wanted[-1] + 1} frames wanted"
+        )
+    return torch.from_numpy(np.ascontiguousarray(latent[:, wanted]))

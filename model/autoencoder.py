@@ -58,6 +58,11 @@ class AutoencoderConfig:
         if min(self.latent_channels, self.patch, self.num_layers, *self.channels) < 1:
             raise ValueError("sizes of the autoencoder must be positive")
 
+    @property
+    def time_stride(self) -> int:
+        """Frames a latent frame: three levels, each of which halves time."""
+        return 8
+
 
 class Tails:
     """The last input frames of each temporal convolution, in the order the network meets them."""
@@ -136,7 +141,7 @@ class CausalAutoencoder(nn.Module):
         self.config = config
         self.latent_channels, self.time_stride, self.space_stride = (
             config.latent_channels,
-            8,
+            config.time_stride,
             8 * config.patch,
         )
         low, middle, high = config.channels

@@ -31,6 +31,11 @@ class PatchAutoencoderConfig:
         if not 0 <= self.whitening <= 1:
             raise ValueError(f"whitening must lie in 0 ... 1, got {self.whitening}")
 
+    @property
+    def time_stride(self) -> int:
+        """Frames a latent frame."""
+        return 1
+
 
 class PatchAutoencoder(nn.Module):
     """An `Autoencoder` (worldline.model.autoencoder); `fit` comes before use."""
@@ -42,7 +47,7 @@ class PatchAutoencoder(nn.Module):
     def __init__(self, config: PatchAutoencoderConfig | None = None) -> None:
         super().__init__()
         self.config = PatchAutoencoderConfig() if config is None else config
-        self.latent_channels, self.time_stride = self.config.latent_channels, 1
+        self.latent_channels, self.time_stride = self.config.latent_channels, self.config.time_stride
         self.space_stride = self.config.patch
         values = 3 * self.config.patch**2
         self.register_buffer("mean", torch.zeros(values))

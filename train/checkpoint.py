@@ -20,6 +20,7 @@ import torch
 
 from worldline.model.autoencoder import AutoencoderConfig, CausalAutoencoder
 from worldline.model.config import ModelConfig
+from worldline.model.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
 from worldline.model.world_model import WorldModel
 
 
@@ -29,7 +30,7 @@ class Run:
 
     model: WorldModel | None
     """None in a run of the autoencoder stage."""
-    autoencoder: CausalAutoencoder
+    autoencoder: CausalAutoencoder | PatchAutoencoder
     config: dict[str, Any]
     """The whole `TrainConfig` as JSON values."""
     step: int
@@ -76,7 +77,7 @@ def load_run(run_dir: Path, step: int | None = None, *, use_ema: bool = True) ->
     """
     path, state = load_state(run_dir, step)
     config = state["config"]
-    autoencoder = CausalAutoencoder(built(AutoencoderConfig, config["autoencoder"]))
+    autoencoder = new_autoencoder(built(AutoencoderConfig | PatchAutoencoderConfig, config["autoencoder"]))
     weights = state["ema"] if use_ema and state["ema"] is not None else state["model"]
     model = None
     if config["kind"] == "autoencoder":
@@ -87,6 +88,15 @@ def load_run(run_dir: Path, step: int | None = None, *, use_ema: bool = True) ->
         model.eval()
         autoencoder.load_state_dict(state["autoencoder"])
     return Run(model=model, autoencoder=autoencoder.eval(), config=config, step=state["step"], path=path)
+
+
+def new_autoencoder(
+    config: AutoencoderConfig | PatchAutoencoderConfig,
+) -> CausalAutoencoder | PatchAutoencoder:
+    """The autoencoder of this config, not trained."""
+    if isinstance(config, PatchAutoencoderConfig):
+        return PatchAutoencoder(config)
+    return CausalAutoencoder(config)
 
 
 def plain(value: Any) -> Any:
@@ -103,7 +113,13 @@ def built(kind: Any, value: Any) -> Any:
     if get_origin(kind) in (Union, UnionType):
         if value is None:
             return None
-        kind = next(choice for choice in get_args(kind) if choice is not type(None))
+        choices = [choice for choice in get_args(kind) if choice is not type(None)]
+        fits = [
+            choice
+            for choice in choices
+            if isinstance(value, dict) and set(value) == set(get_type_hints(choice))
+        ]
+        kind = (fits or choices)[0]
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = get_type_hints(kind)
         if unknown := set(value) - set(hints):

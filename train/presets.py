@@ -15,7 +15,7 @@ from worldline.datasets.transforms import ViewConfig
 from worldline.model.autoencoder import AutoencoderConfig
 from worldline.model.config import tiny
 from worldline.model.diffusion import FlowConfig
-from worldline.train.trainer import TrainConfig
+from worldline.train.config import TrainConfig
 
 TINY_VIEW = ViewConfig(num_frames=33, width=96, height=64)
 """Two seconds: 5 x 8 x 12 latents of the causal autoencoder."""

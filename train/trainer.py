@@ -11,9 +11,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,101 +19,19 @@ from torch import Tensor, nn
 from worldline.datasets.loader import Loader, LoaderConfig
 from worldline.datasets.sample_order import OrderConfig
 from worldline.datasets.shard_index import select
-from worldline.datasets.transforms import ClipView, TrainingView, ViewConfig, collate_views
-from worldline.model.autoencoder import AutoencoderConfig, CausalAutoencoder, reconstruction_loss
-from worldline.model.chunks import chunk_causal, one_chunk
-from worldline.model.config import ModelConfig, tiny
-from worldline.model.diffusion import FlowConfig, draw_levels, flow_loss, noised
-from worldline.model.rope import Grid
-from worldline.model.text import ByteText
-from worldline.model.world_model import WorldModel, conditions
-from worldline.train.checkpoint import load_state, plain, save, steps_of
+from worldline.datasets.transforms import ClipView, TrainingView, collate_views
+from worldline.model.autoencoder import CausalAutoencoder
+from worldline.model.patch_autoencoder import PatchAutoencoder
+from worldline.model.world_model import WorldModel
+from worldline.train.checkpoint import load_state, new_autoencoder, plain, save, steps_of
+from worldline.train.config import TrainConfig
+from worldline.train.objectives import Loss, loss_function, video
 
 logger = logging.getLogger(__name__)
-
-KINDS = ("autoencoder", "flow")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """One stage of training."""
-
-    shards: str
-    """Shard folder, local or any fsspec location."""
-    out: Path
-    """Run folder; where it has a checkpoint of the same config, training goes on from it."""
-    init_from: Path | None = None
-    """Run folder of the stage before: the autoencoder's, or a model whose parameters of equal name and shape
-    are taken. A flow stage needs one, for its autoencoder."""
-    kind: str = "flow"
-    """"autoencoder" or "flow"."""
-    where: str = "TRUE"
-    """SQL condition over the shards' index."""
-    model: ModelConfig = field(default_factory=tiny)
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    view: ViewConfig = field(default_factory=ViewConfig)
-    flow: FlowConfig = field(default_factory=FlowConfig)
-    chunks: tuple[int, int] | None = None
-    """Latent frames of the first chunk and of the others; None trains bidirectionally."""
-    cached_latents: bool = False
-    """Read latents from the shards instead of encoding frames."""
-    caption_dropout: float = 0.1
-    """Share of clips without caption, for classifier-free guidance."""
-    steps: int = 1000
-    global_batch: int = 16
-    """Clips a step."""
-    accumulation: int = 1
-    """Equal parts a batch is worked through in, to save memory. Each part draws its own noise levels and counts
-    equally, so that another number is another run."""
-    lr: float = 5e-5
-    """Peak learning rate; 5e-5 is SANA-WM's for five-second clips."""
-    warmup_steps: int = 100
-    final_lr_share: float = 1.0
-    """Of the peak, reached at the end along a cosine; 1 is constant, as in the paper."""
-    weight_decay: float = 0.01
-    """On matrices and convolutions; vectors and tables have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 0.5
-    """Largest norm of the gradient; 0.5 is SANA-WM's."""
-    ema_decay: float | None = None
-    """Of the averaged weights; None keeps none, as the paper's public recipe."""
-    bf16: bool | None = None
-    """Matrix products in bfloat16; parameters and sums stay float32. None: on GPUs, since many CPUs only emulate it, at
-    a seventh of the speed."""
-    seed: int = 0
-    device: str = "cpu"
-    num_workers: int = 0
-    """Processes that read and decode."""
-    checkpoint_every: int = 500
-    """Steps."""
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind {self.kind!r}: known are {KINDS}")
-        if self.kind == "flow" and self.init_from is None:
-            raise ValueError("a flow stage needs --init-from, which has its autoencoder")
-        if self.model.latent_channels != self.autoencoder.latent_channels:
-            raise ValueError("model and autoencoder differ in latent_channels")
-        counts = ("steps", "global_batch", "accumulation", "checkpoint_every", "log_every")
-        if min(getattr(self, name) for name in counts) < 1 or self.global_batch % self.accumulation:
-            raise ValueError(f"{counts} must be positive, and accumulation divide global_batch")
-        if self.lr <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
-            raise ValueError("lr and clip_norm must be positive, warmup_steps at least 0")
-        if self.kind == "autoencoder" and self.ema_decay is not None:
-            raise ValueError(
-                "the autoencoder stage keeps no average: its latents' scale is fitted to the weights"
-            )
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in 0 ... 1, got {self.ema_decay}")
 
 
 class NotFinite(RuntimeError):
     """The loss or its gradient is not finite; names the batch's clips. The last checkpoint is untouched."""
-
-
-Loss = Callable[[ClipView, torch.Generator], Tensor]
 
 
 def train(config: TrainConfig) -> None:
@@ -126,6 +41,9 @@ def train(config: TrainConfig) -> None:
     Raises ValueError for a run folder of another config or where nothing is selected, NotFinite.
     """
     net, autoencoder = _networks(config)
+    if config.kind == "autoencoder" and isinstance(autoencoder, PatchAutoencoder):
+        _fit_patches(config, autoencoder)
+        return
     optimizer = torch.optim.AdamW(_groups(net, config), lr=config.lr, betas=config.betas)
     ema = None if config.ema_decay is None else {k: v.clone() for k, v in net.state_dict().items()}
     loader = _loader(config)
@@ -133,7 +51,7 @@ def train(config: TrainConfig) -> None:
     start = _restore(config, net, optimizer, ema, loader)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "config.json").write_text(config_json, encoding="utf-8")
-    loss_of = _loss_function(config, net, autoencoder)
+    loss_of = loss_function(config, net, autoencoder)
 
     def write(step: int) -> None:
         state = {
@@ -160,6 +78,7 @@ def train(config: TrainConfig) -> None:
             _average(ema, net, config.ema_decay)
             step += 1
             if step == config.steps and config.kind == "autoencoder":
+                assert isinstance(autoencoder, CausalAutoencoder)
                 _fit_latents(autoencoder, clips, config)
             is_whole = True
             if step % config.log_every == 0 or step == config.steps:
@@ -174,6 +93,29 @@ def train(config: TrainConfig) -> None:
             loader.load_state_dict({**loader.state_dict(), "position": step * config.global_batch})
             write(step)
         raise
+
+
+def _fit_patches(config: TrainConfig, autoencoder: PatchAutoencoder) -> None:
+    """The whole stage where there is nothing to descend: one decomposition of the first `steps` batches."""
+    if steps_of(config.out):
+        _refuse_other(config, load_state(config.out)[1])
+        return
+    loader = _loader(config)
+    batches = iter(loader)
+    autoencoder.fit(torch.cat([video(next(batches), config.device) for _ in range(config.steps)]))
+    config_json = json.dumps(plain(config), indent=2)
+    weights = autoencoder.state_dict()
+    state = {
+        "model": weights,
+        "ema": None,
+        "autoencoder": weights,
+        "step": config.steps,
+        "config": plain(config),
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "config.json").write_text(config_json, encoding="utf-8")
+    save(config.out, config.steps, state, config_json)
+    logger.info("fitted %d components to %d batches", autoencoder.latent_channels, config.steps)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -199,10 +141,10 @@ def take_weights(net: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     return sorted(set(own) - set(taken))
 
 
-def _networks(config: TrainConfig) -> tuple[nn.Module, CausalAutoencoder]:
+def _networks(config: TrainConfig) -> tuple[nn.Module, CausalAutoencoder | PatchAutoencoder]:
     """The network that is trained, and the autoencoder; the same object in the autoencoder stage."""
     torch.manual_seed(config.seed)
-    autoencoder = CausalAutoencoder(config.autoencoder).to(config.device)
+    autoencoder = new_autoencoder(config.autoencoder).to(config.device)
     net: nn.Module = autoencoder
     if config.kind == "flow":
         net = WorldModel(config.model).to(config.device)
@@ -254,10 +196,7 @@ def _restore(
     if not steps_of(config.out):
         return 0
     _, state = load_state(config.out)
-    now = plain(config)
-    free = {"device", "num_workers", "checkpoint_every", "log_every"}
-    if changed := [name for name in now if name not in free and now[name] != state["config"].get(name)]:
-        raise ValueError(f"{config.out} was trained with another {', '.join(changed)}; give another --out")
+    _refuse_other(config, state)
     net.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if ema is not None:
@@ -267,44 +206,12 @@ def _restore(
     return int(state["step"])
 
 
-def _loss_function(config: TrainConfig, net: nn.Module, autoencoder: CausalAutoencoder) -> Loss:
-    text_encoder = ByteText(channels=config.model.text_channels)
-
-    def autoencoder_loss(clips: ClipView, generator: torch.Generator) -> Tensor:
-        with _mixed(config):
-            return reconstruction_loss(autoencoder, _video(clips, config.device))
-
-    def model_loss(clips: ClipView, generator: torch.Generator) -> Tensor:
-        with torch.no_grad():
-            clean = (
-                autoencoder.encode(_video(clips, config.device))
-                if clips.latent is None
-                else clips.latent.to(config.device)
-            ).float()
-        batch, _, num_frames, height, width = clean.shape
-        kept = torch.rand(batch, generator=generator) >= config.caption_dropout
-        captions = [(text or "") if keep else "" for text, keep in zip(clips.caption, kept, strict=True)]
-        text, mask = (tensor.to(config.device) for tensor in text_encoder(captions))
-        first, rest = config.chunks or (num_frames, 1)
-        chunks = chunk_causal(num_frames, first=first, rest=rest) if config.chunks else one_chunk(num_frames)
-        levels = draw_levels(batch, chunks, config.flow, generator=generator)
-        sigmas, has_loss = levels.sigmas.to(config.device), levels.has_loss.to(config.device)
-        noise = torch.randn(clean.shape, generator=generator).to(config.device)
-        grid = Grid(num_frames=num_frames, height=height, width=width)
-        cameras = conditions(config.model, clips.first_from_cam.to(config.device), clips.intrinsics(), grid)
-        # Camera geometry above stays in float32: bfloat16 has three digits of a metre or a radian.
-        with _mixed(config):
-            velocity = net(noised(clean, noise, sigmas), 1000 * sigmas, text, mask, cameras, chunks=chunks)
-        return flow_loss(velocity.float(), clean, noise, has_loss)
-
-    return autoencoder_loss if config.kind == "autoencoder" else model_loss
-
-
-def _mixed(config: TrainConfig) -> torch.autocast:
-    kind = torch.device(config.device).type
-    return torch.autocast(
-        kind, torch.bfloat16, enabled=kind == "cuda" if config.bf16 is None else config.bf16
-    )
+def _refuse_other(config: TrainConfig, state: dict[str, Any]) -> None:
+    """ValueError where the checkpoint was trained with another config."""
+    now = plain(config)
+    free = {"device", "num_workers", "checkpoint_every", "log_every"}
+    if changed := [name for name in now if name not in free and now[name] != state["config"].get(name)]:
+        raise ValueError(f"{config.out} was trained with another {', '.join(changed)}; give another --out")
 
 
 def _gradient(
@@ -333,17 +240,10 @@ def _piece(clips: ClipView, part: slice) -> ClipView:
     return ClipView(**cut, size_px=clips.size_px)
 
 
-def _video(clips: ClipView, device: str) -> Tensor:
-    """[B, 3, F, H, W] in [-1, 1]."""
-    if clips.frames is None:
-        raise ValueError("this stage reads frames, the shards gave latents")
-    return clips.frames.to(device).float().div(127.5).sub(1).transpose(1, 2)
-
-
 @torch.no_grad()
 def _fit_latents(autoencoder: CausalAutoencoder, clips: ClipView, config: TrainConfig) -> None:
     """Gives latents of the last batch unit variance: flow matching mixes them with unit noise."""
-    autoencoder.fit_normalisation(autoencoder.encode(_video(clips, config.device)))
+    autoencoder.fit_normalisation(autoencoder.encode(video(clips, config.device)))
 
 
 @torch.no_grad()

@@ -183,7 +183,7 @@ def test_views_that_do_not_fit_together(sample) -> None:
 
 def test_wrong_arguments() -> None:
     for wrong in ({"num_frames": 16}, {"num_frames": 0}, {"stride": 0}, {"width": 10}, {"scale_sigma": 0.0}):
-        with pytest.raises(ValueError, match=r"num_frames|width|sigmas"):
+        with pytest.raises(ValueError, match=r"num_frames|stride|width|sigmas"):
             ViewConfig(**wrong)
 
 

@@ -13,10 +13,13 @@ import torch
 
 from worldline.datasets.transforms import ViewConfig
 from worldline.model.autoencoder import AutoencoderConfig
+from worldline.model.camera_embedding import CameraGridConfig
 from worldline.model.config import ModelConfig
-from worldline.train import trainer
+from worldline.model.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
+from worldline.train import objectives, trainer
 from worldline.train.checkpoint import built, load_run, load_state, plain, steps_of
-from worldline.train.trainer import NotFinite, TrainConfig, learning_rate, train
+from worldline.train.config import TrainConfig
+from worldline.train.trainer import NotFinite, learning_rate, train
 
 AUTOENCODER = AutoencoderConfig(latent_channels=4, channels=(4, 4, 4))
 MODEL = ModelConfig(
@@ -111,10 +114,31 @@ def test_a_run_of_another_config_is_not_continued(shards, autoencoder_run) -> No
 
 def test_loss_that_is_not_finite_names_the_clips(shards, tmp_path, monkeypatch) -> None:
     nan = lambda model, video: next(model.parameters()).sum() * math.nan  # noqa: E731
-    monkeypatch.setattr(trainer, "reconstruction_loss", nan)
+    monkeypatch.setattr(objectives, "reconstruction_loss", nan)
     with pytest.raises(NotFinite, match=r"step 1.*clips \['[0-9a-f-]{36}', '[0-9a-f-]{36}'\]"):
         train(stage(shards, tmp_path / "nan"))
     assert steps_of(tmp_path / "nan") == []
+
+
+def test_a_model_on_fitted_patches_starts_windows_anywhere(shards, tmp_path) -> None:
+    patches = PatchAutoencoderConfig(patch=8, latent_channels=4)
+    view = ViewConfig(num_frames=3, time_stride=1, stride=4, width=32, height=16, allow_up_to_scale=True)
+    model = replace(MODEL, camera="ucpe", plucker=True, camera_grid=CameraGridConfig(time_stride=1))
+    first = stage(shards, tmp_path / "patches", autoencoder=patches, view=view, model=model, steps=4)
+    train(first)
+    fitted = load_run(first.out).autoencoder
+    assert isinstance(fitted, PatchAutoencoder)
+    noise = torch.rand(1, 3, 2, 16, 32)
+    kept = fitted.encode(fitted.decode(fitted.encode(noise)))
+    torch.testing.assert_close(kept, fitted.encode(noise))  # a projection: twice is once
+    train(first)  # done: nothing is fitted anew
+    second = replace(first, kind="flow", init_from=first.out, out=tmp_path / "flow", steps=2)
+    train(second)
+    run = load_run(second.out)
+    assert run.model is not None
+    assert same(run.autoencoder.state_dict(), fitted.state_dict())
+    with pytest.raises(ValueError, match="time_stride"):
+        replace(second, view=ViewConfig(num_frames=9, width=32, height=16))
 
 
 def test_stages_follow_each_other_and_keep_the_projections(shards, autoencoder_run, tmp_path) -> None:
@@ -144,13 +168,13 @@ def test_stages_follow_each_other_and_keep_the_projections(shards, autoencoder_r
 def test_accumulated_gradients_are_those_of_the_batch(shards, tmp_path, monkeypatch) -> None:
     # A smooth loss: the sign in an absolute error's gradient flips on rounding.
     smooth = lambda model, video: (model.decode(model.encode(video)) - video).square().mean()  # noqa: E731
-    monkeypatch.setattr(trainer, "reconstruction_loss", smooth)
+    monkeypatch.setattr(objectives, "reconstruction_loss", smooth)
     weights = []
     for parts in (1, 2):
         config = stage(shards, tmp_path / str(parts), steps=1, accumulation=parts, bf16=False)
         net, autoencoder = trainer._networks(config)
         clips = next(iter(trainer._loader(config)))
-        trainer._gradient(config, net, clips, trainer._loss_function(config, net, autoencoder), 0)
+        trainer._gradient(config, net, clips, objectives.loss_function(config, net, autoencoder), 0)
         weights.append([p.grad for p in net.parameters()])
     for one, two in zip(*weights, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)

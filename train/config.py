@@ -1,0 +1,96 @@
+"""What one stage of training is: `TrainConfig`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from worldline.datasets.transforms import ViewConfig
+from worldline.model.autoencoder import AutoencoderConfig
+from worldline.model.config import ModelConfig, tiny
+from worldline.model.diffusion import FlowConfig
+from worldline.model.patch_autoencoder import PatchAutoencoderConfig
+
+KINDS = ("autoencoder", "flow")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One stage of training."""
+
+    shards: str
+    """Shard folder, local or any fsspec location."""
+    out: Path
+    """Run folder; where it has a checkpoint of the same config, training goes on from it."""
+    init_from: Path | None = None
+    """Run folder of the stage before: the autoencoder's, or a model whose parameters of equal name and shape
+    are taken. A flow stage needs one, for its autoencoder."""
+    kind: str = "flow"
+    """"autoencoder" or "flow"."""
+    where: str = "TRUE"
+    """SQL condition over the shards' index."""
+    model: ModelConfig = field(default_factory=tiny)
+    autoencoder: AutoencoderConfig | PatchAutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Our causal one, which is trained, or principal components of patches, which are fitted to the first
+    `steps` batches."""
+    view: ViewConfig = field(default_factory=ViewConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    chunks: tuple[int, int] | None = None
+    """Latent frames of the first chunk and of the others; None trains bidirectionally."""
+    cached_latents: bool = False
+    """Read latents from the shards instead of encoding frames."""
+    caption_dropout: float = 0.1
+    """Share of clips without caption, for classifier-free guidance."""
+    weigh_frames: bool = True
+    """Weigh each frame's loss by how far its camera can be trusted (`ViewConfig`'s sigmas)."""
+    steps: int = 1000
+    global_batch: int = 16
+    """Clips a step."""
+    accumulation: int = 1
+    """Equal parts a batch is worked through in, to save memory. Each part draws its own noise levels and counts
+    equally, so that another number is another run."""
+    lr: float = 5e-5
+    """Peak learning rate; 5e-5 is SANA-WM's for five-second clips."""
+    warmup_steps: int = 100
+    final_lr_share: float = 1.0
+    """Of the peak, reached at the end along a cosine; 1 is constant, as in the paper."""
+    weight_decay: float = 0.01
+    """On matrices and convolutions; vectors and tables have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 0.5
+    """Largest norm of the gradient; 0.5 is SANA-WM's."""
+    ema_decay: float | None = None
+    """Of the averaged weights; None keeps none, as the paper's public recipe."""
+    bf16: bool | None = None
+    """Matrix products in bfloat16; parameters and sums stay float32. None: on GPUs, since many CPUs only emulate it, at
+    a seventh of the speed."""
+    seed: int = 0
+    device: str = "cpu"
+    num_workers: int = 0
+    """Processes that read and decode."""
+    checkpoint_every: int = 500
+    """Steps."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r}: known are {KINDS}")
+        if self.kind == "flow" and self.init_from is None:
+            raise ValueError("a flow stage needs --init-from, which has its autoencoder")
+        if self.model.latent_channels != self.autoencoder.latent_channels:
+            raise ValueError("model and autoencoder differ in latent_channels")
+        strides = {self.view.time_stride, self.autoencoder.time_stride, self.model.camera_grid.time_stride}
+        if len(strides) > 1:
+            raise ValueError(f"view, autoencoder and model's camera_grid differ in time_stride: {strides}")
+        counts = ("steps", "global_batch", "accumulation", "checkpoint_every", "log_every")
+        if min(getattr(self, name) for name in counts) < 1 or self.global_batch % self.accumulation:
+            raise ValueError(f"{counts} must be positive, and accumulation divide global_batch")
+        if self.lr <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
+            raise ValueError("lr and clip_norm must be positive, warmup_steps at least 0")
+        if self.kind == "autoencoder" and self.ema_decay is not None:
+            raise ValueError(
+                "the autoencoder stage keeps no average: its latents' scale is fitted to the weights"
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in 0 ... 1, got {self.ema_decay}")
