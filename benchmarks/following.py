@@ -21,9 +21,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from benchmarks.following_walks import Walks, rendered_walks
 from benchmarks.report import RESULTS_DIR, write_report
-from worldline.evaluate.following import PixelFollowing, bootstrap, psnr_db, ssim
+from worldline.datasets.synthetic_walks import Walks, rendered_walks
+from worldline.evaluate.following import paired_table
 from worldline.model.camera_embedding import CameraConditions, CameraGridConfig
 from worldline.model.config import ModelConfig
 from worldline.model.diffusion import FlowConfig, draw_levels, flow_loss, noised
@@ -142,48 +142,13 @@ class Follower:
 
 
 def measure(follower: Follower, walks: Walks, job: Job) -> list[Row]:
-    """One row a question; shares and means over all walks and noise seeds, intervals over the starts."""
-    other = walks.first_from_cam.reshape(-1, 2, *walks.first_from_cam.shape[1:])[:, ::-1]
-    rest = np.broadcast_to(np.eye(3, 4), walks.first_from_cam.shape).copy()
-    paths = {"own": walks.first_from_cam, "other": other.reshape(rest.shape), "rest": rest}
-    truth = walks.frames
-    other_truth = truth.reshape(-1, 2, *truth.shape[1:])[:, ::-1].reshape(truth.shape)
-    db: dict[str, list[np.ndarray]] = {name: [] for name in (*paths, "own against other truth")}
-    likeness = []
-    for seed in range(job.noise_seeds):
-        for name, path in paths.items():
-            made = follower.videos(truth, path, steps=job.sampling_steps, seed=seed)
-            db[name].append(psnr_db(made[:, 1:], truth[:, 1:]))
-            if name == "own":
-                db["own against other truth"].append(psnr_db(made[:, 1:], other_truth[:, 1:]))
-                likeness.append(ssim(made[:, 1:], truth[:, 1:]))
-    still = np.broadcast_to(truth[:, :1], truth.shape)
-    still_db = psnr_db(still[:, 1:], truth[:, 1:])
-    found = {name: np.stack(values) for name, values in db.items()}  # [seeds, N]
-    scores = PixelFollowing(
-        commanded_db=found["own"].ravel(),
-        other_db=found["own against other truth"].ravel(),
-        still_db=np.tile(still_db, job.noise_seeds),
+    """The paired table of walks that were not trained on."""
+    return paired_table(
+        lambda paths, seed: follower.videos(walks.frames, paths, steps=job.sampling_steps, seed=seed),
+        walks.frames,
+        walks.first_from_cam,
+        noise_seeds=job.noise_seeds,
     )
-    wins_other, wins_still = scores.commanded_db > scores.other_db, scores.commanded_db > scores.still_db
-    return [
-        _row("its video, PSNR against its path's truth, dB", found["own"]),
-        _row("its video against the other path's truth, dB", found["own against other truth"]),
-        _row("the first frame standing still, dB", still_db[None]),
-        _row("video of the other path's cameras, dB", found["other"]),
-        _row("video of a camera that rests, dB", found["rest"]),
-        _row("its video, SSIM", np.stack(likeness)),
-        _row("first frame standing still, SSIM", ssim(still[:, 1:], truth[:, 1:])[None]),
-        _row("share nearer to its own than to the other truth", wins_other.reshape(job.noise_seeds, -1)),
-        _row("share nearer than the still frame", wins_still.reshape(job.noise_seeds, -1)),
-    ]
-
-
-def _row(what: str, values: np.ndarray) -> Row:
-    """Values [seeds, N] as a mean with its interval; the two walks of a start and all seeds are one draw."""
-    starts = values.astype(np.float64).reshape(len(values), -1, 2).mean(axis=(0, 2))
-    found = bootstrap(starts)
-    return {"what": what, "mean": found.mean, "95 % from": found.low, "to": found.high}
 
 
 def _video(frames: np.ndarray) -> Tensor:

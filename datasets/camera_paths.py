@@ -24,6 +24,14 @@ SPEED_M_S = {
 }
 """Usual speed of the motions that have one; that of walking belongs to the scene."""
 
+MAX_FORWARD_M, MAX_SIDE_M, MAX_YAW_RAD, MAX_PITCH_RAD = 0.7, 0.5, 0.6, 0.15
+"""How far an excursion leads from its start; its last view still shares part with its first."""
+START_REACH_M, START_YAW_RAD, EXCURSION_PITCH_RAD = 0.15, 0.15, -math.radians(8)
+"""Excursions start this far around the middle of a room, looking this far to either side of north and a
+little down."""
+EXCURSION_S = 2.0
+"""Duration of an excursion, out or back."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FreeSpace:
@@ -68,6 +76,21 @@ class Motion:
 Wobble = Callable[[np.ndarray], np.ndarray]
 
 
+def excursion(rng: np.random.Generator, start: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """[F, 4] x, y in metres, heading and pitch in radians at shares [F] of a random arc from start (x, y, heading)."""
+    limits = [MAX_FORWARD_M, MAX_SIDE_M, MAX_YAW_RAD, MAX_PITCH_RAD]
+    forward, side, yaw, pitch = rng.uniform(-1, 1, 4) * limits
+    middle = start[2] + 0.5 * yaw * share  # the chord of an arc points half as far round as its end
+    x = start[0] + share * (forward * np.sin(middle) + side * np.cos(middle))
+    y = start[1] + share * (forward * np.cos(middle) - side * np.sin(middle))
+    return np.stack([x, y, start[2] + yaw * share, EXCURSION_PITCH_RAD + pitch * share], axis=-1)
+
+
+def excursion_start(rng: np.random.Generator) -> np.ndarray:
+    """x, y in metres and heading in radians."""
+    return rng.uniform(-1, 1, 3) * [START_REACH_M, START_REACH_M, START_YAW_RAD]
+
+
 def scene_from_cam(motion: Motion) -> np.ndarray:
     """Camera poses [N, 3, 4] of a motion; OpenCV axes in the camera, z up in the scene."""
     h, p, r = motion.heading_rad, motion.pitch_rad, motion.roll_rad
@@ -91,6 +114,7 @@ class CameraPath:
             raise ValueError(f"camera path {kind!r}: known are {list(PATHS)}")
         rng = np.random.default_rng([seed, PATHS.index(kind)])
         self._motion = _MOTIONS[kind]
+        self._seed = seed
         self._space = space
         self._eye = np.array([0.0, 0.0, space.eye_height_m])
         self._duration_s = max(duration_s, 1e-3)
@@ -265,6 +289,22 @@ class CameraPath:
             roll_rad=np.radians(4) * wander[:, 1],
         )
 
+    def _excursions(self, times_s: np.ndarray) -> Motion:
+        """Out along a random arc and back to another start, again and again, around the middle of a room."""
+        rng = np.random.default_rng([self._seed, PATHS.index("excursions"), 1])
+        points = []
+        for _ in range(2 + math.ceil(self._duration_s / (2 * EXCURSION_S))):
+            out = excursion(rng, excursion_start(rng), np.array([0.0, 0.5, 1.0]))
+            points.extend([*out, out[1] + rng.uniform(-0.05, 0.05, 4)])
+        line = CubicSpline(0.5 * EXCURSION_S * np.arange(len(points)), np.array(points))(times_s)
+        height_m = np.full(len(times_s), self._space.eye_height_m)
+        return Motion(
+            position_in_scene=np.column_stack([line[:, :2], height_m]),
+            heading_rad=line[:, 2],
+            pitch_rad=line[:, 3],
+            roll_rad=np.zeros(len(times_s)),
+        )
+
     def _travel_m(self) -> float:
         return min(self._speed_m_s * self._duration_s, self._space.ahead_m)
 
@@ -301,6 +341,7 @@ _MOTIONS: dict[str, Callable[[CameraPath, np.ndarray], Motion]] = {
     "loop": CameraPath._loop,
     "backtrack": CameraPath._backtrack,
     "spline": CameraPath._spline,
+    "excursions": CameraPath._excursions,
 }
 PATHS = tuple(_MOTIONS)
 """Known kinds of motion."""

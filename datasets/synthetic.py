@@ -97,9 +97,8 @@ class ClipRenderer:
         ticks = np.round(np.arange(config.num_frames) * TICKS_PER_S / config.fps)
         times_s = ticks / TICKS_PER_S
         duration_s = max(float(times_s[-1]), 1 / config.fps)
-        scene = build_scene(
-            config.scene, seed=config.seed, route_length_m=_route_length_m(config, duration_s)
-        )
+        place = config.seed if config.place_seed is None else config.place_seed
+        scene = build_scene(config.scene, seed=place, route_length_m=_route_length_m(config, duration_s))
         self._path = CameraPath(
             config.path, scene.space, seed=config.seed, duration_s=duration_s, speed_m_s=config.speed_m_s
         )

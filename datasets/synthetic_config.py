@@ -18,10 +18,12 @@ class SyntheticConfig:
     scene: str = "room"
     """room, desk, corridor, plane, street or outdoor."""
     path: str = "handheld"
-    """static, handheld, walking, driving, orbiting, pure_rotation, zooming, dolly, straight, loop, backtrack
-    or spline (camera_paths.py says what each does)."""
+    """static, handheld, walking, driving, orbiting, pure_rotation, zooming, dolly, straight, loop, backtrack,
+    spline or excursions (camera_paths.py says what each does)."""
     seed: int = 0
     """Decides the scene, the path and the noise."""
+    place_seed: int | None = None
+    """Decides the scene in place of `seed`, for several paths through one place."""
     width: int = 640
     """Pixels, even (4:2:0 video)."""
     height: int = 360
@@ -69,6 +71,8 @@ class SyntheticConfig:
             raise ValueError(f"path {self.path!r}: known are {list(PATHS)}")
         if self.path == "driving" and self.scene != "street":
             raise ValueError("driving needs the street scene")
+        if self.path == "excursions" and self.scene != "room":
+            raise ValueError("excursions need the room scene")
         if self.width < 16 or self.height < 16 or self.width % 2 or self.height % 2:
             raise ValueError(f"size {self.width}x{self.height}: both even and at least 16")
         if self.fps <= 0 or self.num_frames < 1:

@@ -10,7 +10,9 @@ can make a wrong path look right. A figure over videos comes with a bootstrap in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -103,6 +105,57 @@ def ssim(videos: np.ndarray, truth: np.ndarray) -> np.ndarray:
             for x, y in zip(videos, truth, strict=True)
         ]
     )
+
+
+MakeVideos = Callable[[np.ndarray, int], np.ndarray]
+"""Paths [N, F, 3, 4] and a seed in, videos [N, F, H, W, 3] uint8 out, from first frames that are agreed on."""
+
+
+def paired_table(
+    make: MakeVideos, truth: np.ndarray, first_from_cam: np.ndarray, *, noise_seeds: int
+) -> list[dict[str, Any]]:
+    """Generated against true frames: rows of (what, mean, 95 % from, to).
+
+    Walks 2 i and 2 i + 1 begin with the same frame, so that each is the other's other path. `truth`
+    [N, F, H, W, 3] uint8, paths [N, F, 3, 4]. Shares and means are over all walks and noise seeds; intervals
+    are over the starts, whose two walks and all seeds count as one draw.
+    """
+
+    def swapped(values: np.ndarray) -> np.ndarray:
+        return values.reshape(-1, 2, *values.shape[1:])[:, ::-1].reshape(values.shape)
+
+    rest = np.broadcast_to(np.eye(3, 4), first_from_cam.shape).copy()
+    paths = {"own": first_from_cam, "other": swapped(first_from_cam), "rest": rest}
+    db: dict[str, list[np.ndarray]] = {name: [] for name in (*paths, "against other truth")}
+    likeness = []
+    for seed in range(noise_seeds):
+        for name, path in paths.items():
+            made = make(path, seed)
+            db[name].append(psnr_db(made[:, 1:], truth[:, 1:]))
+            if name == "own":
+                db["against other truth"].append(psnr_db(made[:, 1:], swapped(truth)[:, 1:]))
+                likeness.append(ssim(made[:, 1:], truth[:, 1:]))
+    still = np.broadcast_to(truth[:, :1], truth.shape)
+    still_db = psnr_db(still[:, 1:], truth[:, 1:])[None]
+    found = {name: np.stack(values) for name, values in db.items()}  # [seeds, N]
+    return [
+        _row("its video, PSNR against its path's truth, dB", found["own"]),
+        _row("its video against the other path's truth, dB", found["against other truth"]),
+        _row("the first frame standing still, dB", still_db),
+        _row("video of the other path's cameras, dB", found["other"]),
+        _row("video of a camera that rests, dB", found["rest"]),
+        _row("its video, SSIM", np.stack(likeness)),
+        _row("first frame standing still, SSIM", ssim(still[:, 1:], truth[:, 1:])[None]),
+        _row("share nearer to its own than to the other truth", found["own"] > found["against other truth"]),
+        _row("share nearer than the still frame", found["own"] > still_db),
+    ]
+
+
+def _row(what: str, values: np.ndarray) -> dict[str, Any]:
+    """Values [seeds, N] as a mean with its interval."""
+    starts = values.astype(np.float64).reshape(len(values), -1, 2).mean(axis=(0, 2))
+    found = bootstrap(starts)
+    return {"what": what, "mean": found.mean, "95 % from": found.low, "to": found.high}
 
 
 def pose_following(world_from_cam: np.ndarray, commanded: np.ndarray) -> PoseFollowing:

@@ -29,6 +29,8 @@ class TrainConfig:
     """"autoencoder" or "flow"."""
     where: str = "TRUE"
     """SQL condition over the shards' index."""
+    decisions: Path | None = None
+    """Table of `worldline decide`: its kept clips alone, as often as it weighs them."""
     model: ModelConfig = field(default_factory=tiny)
     autoencoder: AutoencoderConfig | PatchAutoencoderConfig = field(default_factory=AutoencoderConfig)
     """Our causal one, which is trained, or principal components of patches, which are fitted to the first
@@ -66,6 +68,8 @@ class TrainConfig:
     a seventh of the speed."""
     seed: int = 0
     device: str = "cpu"
+    cpu_threads: int | None = None
+    """Threads of torch on the CPU; None leaves its default. One is faster for tiny models on a shared machine."""
     num_workers: int = 0
     """Processes that read and decode."""
     checkpoint_every: int = 500

@@ -1,18 +1,22 @@
 """`worldline generate`: first image, caption and camera path in, a video with its cameras out.
 
 The backend "diffusers" runs the released SANA-WM through diffusers' SanaWMPipeline, or any folder saved in
-its format, which `worldline.model.exchange.to_diffusers` writes. The video is stored with a .json of the
-resolved settings and versions and a .npy of the poses that were really used.
+its format, which `worldline.model.exchange.to_diffusers` writes; `--run` takes a run folder of `worldline
+train`. The video is stored with a .json of the resolved settings and versions and a .npy of the poses that
+were really used.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +26,14 @@ import numpy as np
 
 from worldline.annotate.backends import load_backend
 from worldline.train.actions import ActionConfig, parse_actions, poses_of_actions
+from worldline.train.overlay import with_control
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = {"diffusers": "worldline.train.generate_diffusers:DiffusersGenerator"}
+BACKENDS = {
+    "diffusers": "worldline.train.generate_diffusers:DiffusersGenerator",
+    "run": "worldline.train.generate_run:RunBackend",
+}
 HOW_TO_INSTALL = {"diffusers": "pip install 'worldline[diffusers]'"}
 RELEASE = "Efficient-Large-Model/SANA-WM_bidirectional-diffusers"
 FOV_RANGE_DEG = (25.0, 120.0)
@@ -53,28 +61,32 @@ class GenerateConfig:
     """.npy (4,), (F, 4), (3, 3) or (F, 3, 3) in pixels of `image`. Either this or `fov_deg`."""
     fov_deg: float | None = None
     """Horizontal field of view of `image`, with square pixels and the principal point in the middle."""
-    backend: str = "diffusers"
-    """Which generator."""
+    backend: str | None = None
+    """"diffusers" or "run"; None: run where `run` is given, else diffusers."""
+    run: Path | None = None
+    """Folder of one of our own training runs, which then makes the video at the size it was trained with."""
     model: str = RELEASE
-    """Repository or folder of the weights."""
+    """Repository or folder of the weights, without `run`."""
     num_frames: int = 161
-    """At most this many frames; cut to 8 k + 1 and to the path's length."""
+    """At most this many frames; the released model cuts them to 8 k + 1 and to the path's length."""
+    overlay: bool = False
+    """Draw keys and path onto the frames."""
     height: int = 704
-    """Pixels; the released model knows 704 x 1280 only."""
+    """Pixels; the released model knows 704 x 1280 only, a run its own size only."""
     width: int = 1280
     """Pixels."""
     fps: int = 16
-    """Of the written video; 16 is the rate of the released model's training."""
+    """Poses a second; 16 is the rate of training. A run that was trained on every n-th frame writes fps / n."""
     steps: int = 60
     """Denoising steps."""
     guidance: float = 5.0
     """Classifier-free guidance; 1 is none and twice as fast."""
     seed: int = 0
     """Of the noise."""
-    device: str = "cuda"
-    """torch device; "cpu" works at small sizes."""
-    dtype: str = "bfloat16"
-    """"bfloat16" or "float32"."""
+    device: str | None = None
+    """torch device; None: "cuda" where there is one, else "cpu", which is for small sizes."""
+    dtype: str | None = None
+    """"bfloat16" or "float32"; None: bfloat16 on GPUs."""
 
     def __post_init__(self) -> None:
         if (self.poses is None) == (self.action is None):
@@ -85,8 +97,10 @@ class GenerateConfig:
             raise ValueError("give the lens as either --intrinsics FILE.npy or --fov-deg DEGREES")
         if self.out.suffix != ".mp4":
             raise ValueError(f"--out must end in .mp4, got {self.out}")
-        if self.dtype not in ("bfloat16", "float32"):
+        if self.dtype not in (None, "bfloat16", "float32"):
             raise ValueError(f"dtype {self.dtype!r}: known are bfloat16, float32")
+        if self.backend == "run" and self.run is None:
+            raise ValueError("the backend run needs --run FOLDER")
         for name in ("num_frames", "height", "width", "fps", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -96,10 +110,12 @@ class GenerateConfig:
 class Generated:
     """What a backend returns."""
 
-    frames: np.ndarray
-    """[F, H, W, 3] uint8"""
+    frames: Iterable[np.ndarray]
+    """F frames [H, W, 3] uint8; may be made while they are read."""
     world_from_cam: np.ndarray
     """[F, 3, 4], the poses of the frames."""
+    fps: float
+    """Frames a second of the video."""
 
 
 class Generator(Protocol):
@@ -118,18 +134,41 @@ class Generator(Protocol):
 
 def generate(config: GenerateConfig) -> Path:
     """Makes the video and returns its path. Raises ValueError for inputs that do not fit, MissingBackend."""
-    backend = load_backend(config.backend, BACKENDS, HOW_TO_INSTALL)
+    name = config.backend or ("diffusers" if config.run is None else "run")
+    backend = load_backend(name, BACKENDS, HOW_TO_INSTALL)
     image = read_image(config.image)
     world_from_cam = camera_path(config)
     fxfycxcy_px = read_intrinsics(config, image.shape[1], image.shape[0])
-    generator: Generator = backend(config.model, device=config.device, dtype=config.dtype)
-    logger.info("generating with %s from %s", config.backend, config.model)
+    device = config.device or ("cuda" if has_gpu() else "cpu")
+    dtype = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    source = config.model if config.run is None else str(config.run)
+    generator: Generator = backend(source, device=device, dtype=dtype)
+    logger.info("generating with %s from %s", name, source)
     made = generator(config, image, world_from_cam, fxfycxcy_px)
+    frames = made.frames
+    if config.overlay:
+        frames = with_control(frames, made.world_from_cam, _keys(config, len(made.world_from_cam)))
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_video(config.out, made.frames, fps=config.fps)
     np.save(config.out.with_suffix(".npy"), made.world_from_cam)
-    config.out.with_suffix(".json").write_text(json.dumps(_record(config), indent=2) + "\n", encoding="utf-8")
+    record = _record(config, name, made.fps)
+    config.out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_video(config.out, frames, fps=made.fps)
     return config.out
+
+
+def has_gpu() -> bool:
+    """Whether torch sees one."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _keys(config: GenerateConfig, num_frames: int) -> list[str] | None:
+    """Keys held at each of the frames that were made, evenly spaced over the action; None without one."""
+    if config.action is None:
+        return None
+    held = parse_actions(config.action)
+    return [held[min(len(held) - 1, i)] for i in np.linspace(0, len(held), num_frames).astype(int)]
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -185,21 +224,33 @@ def read_intrinsics(config: GenerateConfig, width: int, height: int) -> np.ndarr
     return values
 
 
-def write_video(path: Path, frames: np.ndarray, *, fps: int) -> None:
-    """[F, H, W, 3] uint8 as H.264, written under a temporary name and renamed."""
+def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: float) -> None:
+    """[H, W, 3] uint8 frames as H.264 while they come; the file has its name once it is whole.
+
+    What there was when an exception came, Ctrl-C for one, stays playable under NAME.partial.mp4. Raises ValueError
+    without any frame.
+    """
     temporary = path.with_name(path.stem + ".partial.mp4")
-    height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2  # 4:2:0 needs even sizes
+    iterator = iter(frames)
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError(f"{path}: no frame was made")
+    height, width = first.shape[0] // 2 * 2, first.shape[1] // 2 * 2  # 4:2:0 needs even sizes
     with av.open(str(temporary), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "16"})
+        stream = container.add_stream(
+            "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "16"}
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
+        try:
+            for frame in itertools.chain([first], iterator):
+                cut = np.ascontiguousarray(frame[:height, :width])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(cut, format="rgb24")))
+        finally:
+            container.mux(stream.encode())
     os.replace(temporary, path)
 
 
-def _record(config: GenerateConfig) -> dict[str, Any]:
+def _record(config: GenerateConfig, backend: str, fps: float) -> dict[str, Any]:
     settings = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
@@ -207,7 +258,7 @@ def _record(config: GenerateConfig) -> dict[str, Any]:
     packages = ("torch", "diffusers", "transformers")
     installed = {dist.metadata["Name"].lower() for dist in metadata.distributions() if dist.metadata["Name"]}
     versions = {name: metadata.version(name) for name in packages if name in installed}
-    return {"config": settings, "versions": versions}
+    return {"backend": backend, "fps": fps, "config": settings, "versions": versions}
 
 
 def main(config: GenerateConfig) -> int:

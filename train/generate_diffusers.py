@@ -46,4 +46,4 @@ class DiffusersGenerator:
             output_type="np",
         )
         frames = np.clip(np.rint(255 * np.asarray(output.frames)), 0, 255).astype(np.uint8)
-        return Generated(frames=frames, world_from_cam=np.asarray(output.c2w)[:, :3])
+        return Generated(frames=frames, world_from_cam=np.asarray(output.c2w)[:, :3], fps=config.fps)

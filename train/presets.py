@@ -13,12 +13,30 @@ from pathlib import Path
 
 from worldline.datasets.transforms import ViewConfig
 from worldline.model.autoencoder import AutoencoderConfig
-from worldline.model.config import tiny
+from worldline.model.camera_embedding import CameraGridConfig
+from worldline.model.config import ModelConfig, tiny
 from worldline.model.diffusion import FlowConfig
+from worldline.model.patch_autoencoder import PatchAutoencoderConfig
 from worldline.train.config import TrainConfig
 
 TINY_VIEW = ViewConfig(num_frames=33, width=96, height=64)
 """Two seconds: 5 x 8 x 12 latents of the causal autoencoder."""
+
+
+WALK_VIEW = ViewConfig(num_frames=5, time_stride=1, stride=8, width=64, height=48)
+"""Two seconds, a frame every half second: 5 x 6 x 8 latents of patches. A camera that hardly moves between frames
+teaches a small model to repeat the first one."""
+WALK_MODEL = ModelConfig(
+    width=64,
+    num_blocks=3,
+    num_heads=2,
+    latent_channels=32,
+    text_channels=8,
+    softmax_every=3,
+    camera="ucpe",
+    plucker=True,
+    camera_grid=CameraGridConfig(time_stride=1),
+)
 
 
 def tiny_autoencoder(shards: str, out: Path, *, steps: int = 500) -> TrainConfig:
@@ -49,6 +67,40 @@ def tiny_framewise_gdn(shards: str, out: Path, init_from: Path, *, steps: int = 
         global_batch=16,
         lr=1e-3,
         ema_decay=0.99,
+    )
+
+
+def walk_patches(shards: str, out: Path, *, decisions: Path | None = None, steps: int = 30) -> TrainConfig:
+    """Principal components of patches, for the model that learns to walk through one place on a CPU."""
+    return TrainConfig(
+        shards=shards,
+        out=out,
+        kind="autoencoder",
+        decisions=decisions,
+        view=WALK_VIEW,
+        autoencoder=PatchAutoencoderConfig(),
+        model=WALK_MODEL,
+        steps=steps,
+        global_batch=12,
+        cpu_threads=1,
+    )
+
+
+def walk_model(
+    shards: str, out: Path, init_from: Path, *, decisions: Path | None = None, steps: int = 2500
+) -> TrainConfig:
+    """A hybrid of 0.4 M parameters that follows the camera through the place it was trained in."""
+    return replace(
+        walk_patches(shards, out, decisions=decisions, steps=steps),
+        kind="flow",
+        init_from=init_from,
+        flow=FlowConfig(shift=4.0, clean_first_frame=1.0),
+        caption_dropout=1.0,
+        lr=2e-3,
+        warmup_steps=min(50, steps),
+        final_lr_share=0.05,
+        betas=(0.9, 0.98),
+        clip_norm=1.0,
     )
 
 

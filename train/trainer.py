@@ -40,6 +40,8 @@ def train(config: TrainConfig) -> None:
     Ctrl-C writes a checkpoint, unless it came amid an update of the weights, and is raised again.
     Raises ValueError for a run folder of another config or where nothing is selected, NotFinite.
     """
+    if config.cpu_threads is not None:
+        torch.set_num_threads(config.cpu_threads)
     net, autoencoder = _networks(config)
     if config.kind == "autoencoder" and isinstance(autoencoder, PatchAutoencoder):
         _fit_patches(config, autoencoder)
@@ -175,13 +177,16 @@ def _groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def _loader(config: TrainConfig) -> Loader:
+    weight = None if config.decisions is None else "decision_weight"
     loading = LoaderConfig(
         global_batch=config.global_batch,
         order=OrderConfig(seed=config.seed),
         members=("json", "latent.npy" if config.cached_latents else "mp4"),
         num_workers=config.num_workers,
     )
-    loader = Loader(select(config.shards, config.where), loading, collate_views)
+    loader = Loader(
+        select(config.shards, config.where, weight=weight, decisions=config.decisions), loading, collate_views
+    )
     return loader.map(TrainingView(config.view))
 
 
@@ -209,7 +214,7 @@ def _restore(
 def _refuse_other(config: TrainConfig, state: dict[str, Any]) -> None:
     """ValueError where the checkpoint was trained with another config."""
     now = plain(config)
-    free = {"device", "num_workers", "checkpoint_every", "log_every"}
+    free = {"device", "cpu_threads", "num_workers", "checkpoint_every", "log_every"}
     if changed := [name for name in now if name not in free and now[name] != state["config"].get(name)]:
         raise ValueError(f"{config.out} was trained with another {', '.join(changed)}; give another --out")
 

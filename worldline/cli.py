@@ -69,6 +69,9 @@ COMMANDS = {
     "generate": Command(
         "worldline.train.generate", "GenerateConfig", "a video from an image, a caption and a camera path"
     ),
+    "recipe": Command(
+        "worldline.ray_jobs.recipe", "RecipeConfig", "raw videos to a world model that follows the camera"
+    ),
     "demo": Command(
         "worldline.ray_jobs.demo", "DemoConfig", "annotate two small videos and show what comes out"
     ),

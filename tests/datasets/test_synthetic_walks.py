@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.following_walks import MAX_FORWARD_M, MAX_SIDE_M, Walks, rendered_walks
+from worldline.datasets.camera_paths import MAX_FORWARD_M, MAX_SIDE_M
 from worldline.datasets.schema import MissingBackend
+from worldline.datasets.synthetic_walks import Walks, rendered_walks
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldline.annotate.camera import Intrinsics, compose, invert
-from worldline.datasets.camera_paths import Motion, scene_from_cam
+from worldline.datasets.camera_paths import Motion, excursion, excursion_start, scene_from_cam
 from worldline.datasets.synthetic_renderer import Renderer
 from worldline.datasets.synthetic_scenes import build_scene
-
-MAX_FORWARD_M, MAX_SIDE_M, MAX_YAW_RAD, MAX_PITCH_RAD = 0.7, 0.5, 0.6, 0.15
-"""How far a walk may lead from its start; the last frame still shares part of its view with the first."""
-START_REACH_M, START_YAW_RAD = 0.15, 0.15
-"""Starts are spread this far around the middle of the room."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,13 +33,14 @@ def rendered_walks(
     width: int,
     height: int,
     seed: int,
+    fov_x_deg: float = 71.0,
 ) -> Walks:
     """Walks ordered by start: those of start i are i * walks_a_start and the ones after it.
 
     Raises MissingBackend where nothing can be rendered.
     """
     rng = np.random.default_rng([seed, seed_of_place])
-    focal_px = 0.7 * width  # 71 degrees across
+    focal_px = 0.5 * width / math.tan(0.5 * math.radians(fov_x_deg))
     camera = Intrinsics(
         fxfycxcy_px=np.array([focal_px, focal_px, width / 2, height / 2]), width=width, height=height
     )
@@ -52,7 +48,7 @@ def rendered_walks(
     frames, poses = [], []
     with Renderer(scene.mesh.vertices(), scene.mesh.textures()) as renderer:
         for _ in range(num_starts):
-            start = rng.uniform(-1, 1, 3) * [START_REACH_M, START_REACH_M, START_YAW_RAD]
+            start = excursion_start(rng)
             for _ in range(walks_a_start):
                 path = _walk(rng, start, scene.space.eye_height_m, num_frames)
                 frames.append([renderer.image(camera, pose, np.zeros((0, 3, 4))) for pose in path])
@@ -62,22 +58,11 @@ def rendered_walks(
 
 def _walk(rng: np.random.Generator, start: np.ndarray, eye_height_m: float, num_frames: int) -> np.ndarray:
     """scene_from_cam [F, 3, 4]: an arc at an even speed from start (x, y in metres, heading in radians)."""
-    share = np.linspace(0, 1, num_frames)
-    forward, side, yaw, pitch = rng.uniform(-1, 1, 4) * [
-        MAX_FORWARD_M,
-        MAX_SIDE_M,
-        MAX_YAW_RAD,
-        MAX_PITCH_RAD,
-    ]
-    heading = start[2] + yaw * share
-    middle = start[2] + 0.5 * yaw * share  # the chord of an arc points half as far round as its end
-    x = start[0] + share * (forward * np.sin(middle) + side * np.cos(middle))
-    y = start[1] + share * (forward * np.cos(middle) - side * np.sin(middle))
-    position = np.stack([x, y, np.full(num_frames, eye_height_m)], axis=-1)
+    x, y, heading, pitch = excursion(rng, start, np.linspace(0, 1, num_frames)).T
     motion = Motion(
-        position_in_scene=position,
+        position_in_scene=np.stack([x, y, np.full(num_frames, eye_height_m)], axis=-1),
         heading_rad=heading,
-        pitch_rad=-math.radians(8) + pitch * share,
+        pitch_rad=pitch,
         roll_rad=np.zeros(num_frames),
     )
     return scene_from_cam(motion)

@@ -1,0 +1,234 @@
+"""Videos from our own training runs: `RunGenerator` for Python, `RunBackend` for `worldline generate --run`.
+
+A run makes videos of the size, lens handling and frame spacing it was trained with: every `view.stride`-th pose of
+a path becomes a frame. A bidirectional model knows one window of frames; a longer path is made window by window,
+each beginning with the last frame made, its poses told relative to that frame. A chunk-causal model carries its
+state from chunk to chunk instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldline.annotate.camera import Intrinsics, compose, invert
+from worldline.model.autoencoder import CausalAutoencoder
+from worldline.model.camera_embedding import CameraConditions
+from worldline.model.rope import Grid
+from worldline.model.sampler import even_schedule, roll_out, sample_euler, with_guidance
+from worldline.model.text import ByteText
+from worldline.model.world_model import conditions
+from worldline.train.checkpoint import Run, load_run
+from worldline.train.generate import GenerateConfig, Generated
+
+SHIFT = 3.0
+"""Of the sampling levels; fewer steps are spent on nearly clean latents."""
+
+
+class RunGenerator:
+    """Makes videos with the model of a run."""
+
+    def __init__(self, run: Run, *, device: str = "cpu") -> None:
+        """Raises ValueError for a run of the autoencoder stage, which has no model."""
+        if run.model is None:
+            raise ValueError(f"{run.path} is a run of the autoencoder stage: it makes no videos")
+        self.model, self.autoencoder = run.model.to(device), run.autoencoder.to(device)
+        self.device, view = device, run.config["view"]
+        self.num_frames, self.frame_step = int(view["num_frames"]), int(view["stride"])
+        self.width, self.height = view["width"], view["height"]
+        chunks = run.config["chunks"]
+        self.chunks: tuple[int, int] | None = None if chunks is None else (chunks[0], chunks[1])
+        self.text = ByteText(channels=self.model.config.text_channels)
+
+    @torch.no_grad()
+    def videos(
+        self,
+        first_frames: np.ndarray,
+        first_from_cam: np.ndarray,
+        intrinsics: Intrinsics,
+        *,
+        steps: int = 6,
+        seed: int = 0,
+        prompt: str = "",
+        guidance: float = 1.0,
+    ) -> np.ndarray:
+        """One window: [N, F, H, W, 3] uint8 from first frames [N, H, W, 3] uint8 along paths [N, F, 3, 4].
+
+        `intrinsics`: [4], [1, F, 4] or [N, F, 4] of the frames as given. F must fit the autoencoder's time stride.
+        """
+        first = self._encoded(first_frames)
+        num_latents = 1 + (first_from_cam.shape[1] - 1) // self.autoencoder.time_stride
+        grid = Grid(num_frames=num_latents, height=first.shape[3], width=first.shape[4])
+        paths = torch.as_tensor(first_from_cam, dtype=torch.float32, device=self.device)
+        cameras = conditions(self.model.config, paths, intrinsics, grid)
+        noise = self._noise((len(first), first.shape[1], num_latents - 1, *first.shape[3:]), seed)
+        velocity = with_guidance(
+            self._velocity(prompt, len(first), cameras), self._velocity("", len(first), cameras), guidance
+        )
+        table = even_schedule(steps, num_latents, shift=SHIFT, num_clean=1)
+        latents = sample_euler(velocity, torch.cat([first, noise], dim=2), table)
+        return _pictures(self.autoencoder.decode(latents))
+
+    def stream(
+        self,
+        first_frame: np.ndarray,
+        first_from_cam: np.ndarray,
+        intrinsics: Intrinsics,
+        *,
+        steps: int = 6,
+        seed: int = 0,
+        prompt: str = "",
+        guidance: float = 1.0,
+    ) -> Iterator[np.ndarray]:
+        """Frames [H, W, 3] uint8 of a path [F, 3, 4] of any length as they are made, the first as the run sees it.
+
+        intrinsics: fxfycxcy_px [4]. Raises ValueError for guidance with a chunk-causal run, whose state is carried
+        for one caption.
+        """
+        if self.chunks is not None:
+            if guidance != 1:
+                raise ValueError("a chunk-causal run streams without guidance: give guidance 1")
+            yield from self._roll_out(first_frame, first_from_cam, intrinsics, steps, seed, prompt)
+            return
+        start, frame = 0, first_frame
+        while start == 0 or start < len(first_from_cam) - 1:
+            window = first_from_cam[start : start + self.num_frames]
+            # The model knows windows of whole latent frames: the last one is filled up by resting.
+            missing = self.num_frames - len(window)
+            window = np.concatenate([window, np.repeat(window[-1:], missing, axis=0)])
+            path = compose(invert(window[:1]), window)
+            options: dict[str, Any] = {"steps": steps, "prompt": prompt, "guidance": guidance}
+            made = self.videos(frame[None], path[None], intrinsics, seed=seed + start, **options)[0]
+            made = made[: self.num_frames - missing]
+            yield from made if start == 0 else made[1:]
+            if self.num_frames == 1:
+                return
+            start, frame = start + self.num_frames - 1, made[-1]
+
+    @torch.no_grad()
+    def _roll_out(
+        self,
+        first_frame: np.ndarray,
+        first_from_cam: np.ndarray,
+        intrinsics: Intrinsics,
+        steps: int,
+        seed: int,
+        prompt: str,
+    ) -> Iterator[np.ndarray]:
+        assert self.chunks is not None
+        stride = self.autoencoder.time_stride
+        num_latents = 1 + math.ceil((len(first_from_cam) - 1) / stride)
+        missing = stride * (num_latents - 1) + 1 - len(first_from_cam)
+        path = np.concatenate([first_from_cam, np.repeat(first_from_cam[-1:], missing, axis=0)])
+        first = self._encoded(first_frame[None])
+        _, channels, _, height, width = first.shape
+        starts = [0, *range(self.chunks[0], num_latents, self.chunks[1])]
+        spans = list(zip(starts, [*starts[1:], num_latents], strict=True))
+
+        def cameras() -> Iterator[CameraConditions | None]:
+            for begin, end in spans:
+                frames = slice(stride * (begin - 1) + 1 if begin else 0, stride * (end - 1) + 1)
+                part = torch.as_tensor(path[None, frames], dtype=torch.float32, device=self.device)
+                grid = Grid(num_frames=end - begin, height=height, width=width, first_frame=begin)
+                yield conditions(self.model.config, part, intrinsics, grid)
+
+        noise = (self._noise((1, channels, end - begin, height, width), seed + begin) for begin, end in spans)
+        text, mask = self._caption(prompt, 1)
+        sigmas = even_schedule(steps, 1, shift=SHIFT)[:, 0].tolist()
+        chunks = roll_out(self.model, noise, text, mask, cameras(), sigmas=sigmas, first_frame=first)
+        yield from itertools.islice(self._decoded(chunks), len(first_from_cam))
+
+    def _decoded(self, chunks: Iterator[Tensor]) -> Iterator[np.ndarray]:
+        tails: list[Tensor] | None = None
+        for latents in chunks:
+            if isinstance(self.autoencoder, CausalAutoencoder):
+                video, tails = self.autoencoder.decode_piece(latents, tails)
+            else:
+                video = self.autoencoder.decode(latents)
+            yield from _pictures(video)[0]
+
+    def _encoded(self, frames: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device)
+        video = (pixels.float() / 127.5 - 1).permute(0, 3, 1, 2)[:, :, None]
+        return self.autoencoder.encode(video)
+
+    def _noise(self, shape: tuple[int, ...], seed: int) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+
+    def _caption(self, prompt: str, batch: int) -> tuple[Tensor, Tensor]:
+        text, mask = self.text([prompt] * batch)
+        return text.to(self.device), mask.to(self.device)
+
+    def _velocity(self, prompt: str, batch: int, cameras: CameraConditions | None) -> Any:
+        text, mask = self._caption(prompt, batch)
+        return lambda x, sigmas: self.model(x, 1000 * sigmas, text, mask, cameras)
+
+
+class RunBackend:
+    """Backend "run" of `worldline generate`: `model` is a run folder."""
+
+    def __init__(self, model: str, *, device: str, dtype: str) -> None:
+        """`dtype` other than float32 runs matrix products in it. Raises ValueError where there is no run."""
+        self.generator = RunGenerator(load_run(Path(model)), device=device)
+        self.device, self.dtype = device, getattr(torch, dtype)
+
+    def __call__(
+        self,
+        config: GenerateConfig,
+        image_rgb: np.ndarray,
+        world_from_cam: np.ndarray,
+        fxfycxcy_px: np.ndarray,
+    ) -> Generated:
+        """See `Generator`; size and frame spacing are the run's, and frames are made while they are read."""
+        if fxfycxcy_px.ndim != 1:
+            raise ValueError("a run takes one lens for the whole video: intrinsics [4]")
+        run = self.generator
+        poses = world_from_cam[:: run.frame_step][: config.num_frames]
+        lens = Intrinsics(fxfycxcy_px=fxfycxcy_px, width=image_rgb.shape[1], height=image_rgb.shape[0])
+        image, lens = _fitted(image_rgb, lens, run.width or lens.width, run.height or lens.height)
+        path = compose(invert(poses[:1]), poses)
+        return Generated(
+            frames=self._frames(image, path, lens, config),
+            world_from_cam=poses,
+            fps=config.fps / run.frame_step,
+        )
+
+    def _frames(
+        self, image: np.ndarray, path: np.ndarray, lens: Intrinsics, config: GenerateConfig
+    ) -> Iterator[np.ndarray]:
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
+            yield from self.generator.stream(
+                image,
+                path,
+                lens,
+                steps=config.steps,
+                seed=config.seed,
+                prompt=config.prompt,
+                guidance=config.guidance,
+            )
+
+
+def _fitted(image: np.ndarray, lens: Intrinsics, width: int, height: int) -> tuple[np.ndarray, Intrinsics]:
+    """Scaled to cover the size and cut at the centre, as the training view does."""
+    factor = max(width / lens.width, height / lens.height)
+    size = max(width, round(lens.width * factor)), max(height, round(lens.height * factor))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    scaled = cv2.resize(image, size, interpolation=interpolation)
+    cut = np.ascontiguousarray(scaled[top : top + height, left : left + width])
+    return cut, lens.resized(*size).cropped(left, top, width, height)
+
+
+def _pictures(video: Tensor) -> np.ndarray:
+    """[N, 3, F, H, W] about in [-1, 1] -> [N, F, H, W, 3] uint8."""
+    pixels = ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
