@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT_PACKAGES := chromium chromium-driver ffmpeg libegl1 libgl1 libgl1-mesa-dri libgomp1
 
-.PHONY: install demo test lint check clean numerics
+.PHONY: install demo recipe test lint check clean numerics
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 demo: install
 	$(BIN)/worldline demo --out demo_output
 
+# From raw videos to a world model that follows the camera; VIDEOS="a.mp4 folder" adds your own.
+recipe: install
+	$(BIN)/worldline recipe --out recipe_output $(if $(VIDEOS),--videos $(VIDEOS))
+
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -41,4 +45,4 @@ numerics: install
 	$(BIN)/python -m benchmarks.attention
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo_output
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo_output recipe_output

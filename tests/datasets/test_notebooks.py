@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on a small dataset folder, and are kept without their outputs."""
+"""The notebook of queries runs from top to bottom on a small dataset folder, and is kept without its outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 
 from worldline.filters.camera import camera_scores
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+PATH = Path(__file__).parents[2] / "notebooks" / "01_query_trajectories.ipynb"
 
 
 @pytest.fixture
@@ -35,14 +35,13 @@ def scored(posed_folder: Path, posed: Any, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path: Path, scored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queries_run(scored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLDLINE_DATASET", str(scored))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    notebook = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(PATH, as_version=4)
     assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in notebook.cells)
     # One a run: parallel kernels would fight over files in the user's folder.
-    ran = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+    ran = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(PATH.parent)}}).execute()
     texts = [
         "".join(str(o.get("data", {}).get("text/plain", "")) for o in c.get("outputs", [])) for c in ran.cells
     ]

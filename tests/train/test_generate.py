@@ -223,4 +223,4 @@ def test_odd_sizes_are_cut_to_even_ones(tmp_path):
         shapes = [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)]
     assert shapes == [(32, 34, 3)] * 3
     assert not (tmp_path / "odd.partial.mp4").exists()
-    assert set(BACKENDS) == {"diffusers"}
+    assert set(BACKENDS) == {"diffusers", "run"}

@@ -1,0 +1,67 @@
+"""The whole road in small: videos in, a model and its page out; again without work; and the notebook that drives it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from worldline.datasets.schema import MissingBackend
+from worldline.datasets.synthetic_renderer import Renderer
+from worldline.datasets.synthetic_scenes import build_scene
+from worldline.ray_jobs.annotate import RunConfig
+from worldline.ray_jobs.recipe import PlaceConfig, RecipeConfig, main
+from worldline.train.checkpoint import load_run, steps_of
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_train_and_drive.ipynb"
+
+
+def needs_rendering() -> None:
+    mesh = build_scene("room", seed=1, route_length_m=1.0).mesh
+    try:
+        Renderer(mesh.vertices(), mesh.textures()).close()
+    except MissingBackend as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_from_videos_to_a_driven_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_rendering()
+    config = RecipeConfig(out=tmp_path / "recipe", quick=True, run=RunConfig(workers=1))
+    assert main(config) == 0
+    model = config.out / "runs" / "model"
+    assert steps_of(model) == [4]
+    results = json.loads((config.out / "evaluation" / "results.json").read_text())
+    assert results["step"] == 4
+    assert len(results["tables"]) == 2
+    page, card = (config.out / "index.html").read_text(), (model / "README.md").read_text()
+    for text in (page, card):
+        assert "CC0-1.0" in text
+        assert "share nearer to its own" in text
+    # Depth beside the film gives the metre, and the path found is the path filmed.
+    assert (config.out / "evaluation" / "driven.mp4").stat().st_size > 0
+
+    state = model / "checkpoints" / "step_00000004" / "state.pt"
+    before = state.stat().st_mtime_ns
+    assert main(config) == 0
+    assert state.stat().st_mtime_ns == before
+    assert load_run(model).step == 4
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in notebook.cells)
+    monkeypatch.setenv("WORLDLINE_RECIPE", str(config.out))
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    ran = NotebookClient(
+        notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+    ).execute()
+    pictures = sum("image/png" in o.get("data", {}) for c in ran.cells for o in c.get("outputs", []))
+    assert pictures == 3
+
+
+def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to learn"):
+        RecipeConfig(out=tmp_path, place=PlaceConfig(videos=0))

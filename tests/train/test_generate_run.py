@@ -1,0 +1,150 @@
+"""Videos of our own runs: windows, long paths, chunk-causal streams, and the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from worldline.annotate.camera import Intrinsics, compose, invert
+from worldline.datasets.transforms import ViewConfig
+from worldline.model.camera_embedding import CameraGridConfig
+from worldline.model.config import ModelConfig
+from worldline.model.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
+from worldline.model.world_model import WorldModel
+from worldline.train.actions import ActionConfig, poses_of_actions
+from worldline.train.checkpoint import load_run, plain, save
+from worldline.train.config import TrainConfig
+from worldline.train.generate import GenerateConfig, main, write_video
+from worldline.train.generate_run import RunGenerator
+from worldline.train.overlay import with_control
+
+torch.set_num_threads(1)
+LENS = Intrinsics(fxfycxcy_px=np.array([24.0, 24.0, 16.0, 8.0]), width=32, height=16)
+PATH = poses_of_actions("w-4,d-6", ActionConfig(step_m=0.3, turn_deg=8.0, ease_frames=0))  # 11 poses
+IMAGE = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
+
+
+def saved_run(folder: Path, chunks: tuple[int, int] | None = None) -> Path:
+    """A run of random weights, none of them zero, so that cameras and noise matter."""
+    config = TrainConfig(
+        shards="none",
+        out=folder,
+        init_from=folder,
+        model=ModelConfig(
+            width=32,
+            num_blocks=2,
+            num_heads=2,
+            latent_channels=8,
+            text_channels=8,
+            softmax_every=2,
+            camera="ucpe",
+            plucker=True,
+            camera_grid=CameraGridConfig(time_stride=1),
+        ),
+        autoencoder=PatchAutoencoderConfig(patch=8, latent_channels=8),
+        view=ViewConfig(num_frames=5, time_stride=1, stride=2, width=32, height=16),
+        chunks=chunks,
+    )
+    torch.manual_seed(3)
+    model, autoencoder = WorldModel(config.model), PatchAutoencoder(PatchAutoencoderConfig(latent_channels=8))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    autoencoder.fit(2 * torch.rand(2, 3, 3, 16, 32) - 1)
+    weights = {"model": model.state_dict(), "ema": None, "autoencoder": autoencoder.state_dict()}
+    save(folder, 1, weights | {"step": 1, "config": plain(config)}, json.dumps(plain(config)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_run(tmp_path_factory.mktemp("run"))
+
+
+def test_a_window_begins_with_its_frame_and_reads_camera_and_seed(run: Path) -> None:
+    generator = RunGenerator(load_run(run))
+    paths = np.stack([PATH[:5], np.tile(np.eye(3, 4), (5, 1, 1))])
+    made = generator.videos(np.stack([IMAGE, IMAGE]), paths, LENS, steps=3)
+    assert made.shape == (2, 5, 16, 32, 3)
+    video = torch.from_numpy(IMAGE.copy()).float().div(127.5).sub(1).permute(2, 0, 1)[None, :, None]
+    kept = generator.autoencoder.decode(generator.autoencoder.encode(video)).clamp(-1, 1)
+    expected = ((kept + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).numpy()[0, 0]
+    assert np.abs(made[:, 0].astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(made[0], generator.videos(IMAGE[None], paths[:1], LENS, steps=3)[0])
+    other_seed = generator.videos(IMAGE[None], paths[:1], LENS, steps=3, seed=1)[0]
+    assert (other_seed[1:] != made[0, 1:]).mean() > 0.5
+    # The same noise would give the same video if the camera were not read.
+    still = generator.videos(IMAGE[None], paths[1:], LENS, steps=3)[0]
+    assert (still[1:] != made[0, 1:]).mean() > 0.1
+
+
+def test_a_long_path_goes_on_from_the_last_frame(run: Path) -> None:
+    generator = RunGenerator(load_run(run))
+    frames = np.stack(list(generator.stream(IMAGE, PATH, LENS, steps=2)))
+    assert len(frames) == len(PATH)
+    np.testing.assert_array_equal(frames[:5], generator.videos(IMAGE[None], PATH[None, :5], LENS, steps=2)[0])
+    onwards = compose(invert(PATH[4:5]), PATH[4:9])
+    second = generator.videos(frames[4][None], onwards[None], LENS, steps=2, seed=4)[0]
+    np.testing.assert_array_equal(frames[5:9], second[1:])
+    assert len(list(generator.stream(IMAGE, PATH[:1], LENS, steps=2))) == 1
+
+
+def test_a_chunk_causal_stream_does_not_know_the_future(tmp_path: Path) -> None:
+    generator = RunGenerator(load_run(saved_run(tmp_path / "run", chunks=(2, 3))))
+    frames = np.stack(list(generator.stream(IMAGE, PATH, LENS, steps=2)))
+    assert len(frames) == len(PATH)
+    changed = PATH.copy()
+    changed[5:, :, 3] += 1.0
+    again = np.stack(list(generator.stream(IMAGE, changed, LENS, steps=2)))
+    np.testing.assert_array_equal(again[:5], frames[:5])
+    assert (again[5:] != frames[5:]).any()
+    with pytest.raises(ValueError, match="guidance"):
+        next(generator.stream(IMAGE, PATH, LENS, guidance=2.0))
+
+
+def test_the_command_writes_video_poses_and_record(run: Path, tmp_path: Path) -> None:
+    image = tmp_path / "first.png"
+    with av.open(str(image), "w", format="image2") as container:
+        stream = container.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    config = GenerateConfig(
+        image=image,
+        out=tmp_path / "made.mp4",
+        run=run,
+        action="w-12,a-8",
+        fov_deg=70.0,
+        steps=1,
+        guidance=1.0,
+        overlay=True,
+    )
+    assert main(config) == 0
+    poses = np.load(tmp_path / "made.npy")
+    np.testing.assert_allclose(poses, poses_of_actions("w-12,a-8")[::2])
+    record = json.loads((tmp_path / "made.json").read_text())
+    assert (record["backend"], record["fps"]) == ("run", 8.0)
+    with av.open(str(config.out)) as container:
+        stream = container.streams.video[0]
+        assert (stream.average_rate, stream.height) == (8, 240)
+        assert sum(1 for _ in container.decode(stream)) == 11
+    assert main(replace(config, run=tmp_path)) == 2
+    assert not (tmp_path / "made.partial.mp4").exists()
+
+
+def test_overlay_marks_the_path_so_far_and_leaves_the_rest() -> None:
+    frames = np.full((3, 240, 320, 3), 100, np.uint8)
+    path = np.tile(np.eye(3, 4), (3, 1, 1))
+    path[:, 2, 3] = [0.0, 1.0, 2.0]
+    drawn = np.stack(list(with_control(frames, path, ["w", "w", ""])))
+    bright = (drawn[:, :60, :60, 0] > 200).sum(axis=(1, 2))
+    assert bright[0] < bright[1] < bright[2]
+    np.testing.assert_array_equal(drawn[:, :200, 80:], frames[:, :200, 80:])
+    with pytest.raises(ValueError, match="no frame"):
+        write_video(Path("never.mp4"), iter([]), fps=8)
