@@ -1,6 +1,6 @@
 """`worldline recipe`: raw videos in, a trained world model, its videos and an evaluation page out.
 
-    render a place -> annotate -> decide -> shard -> fit patches -> train -> generate -> evaluate -> page and card
+    render a place -> annotate -> decide -> shard -> fit patches -> encode -> train -> generate -> evaluate -> page and card
 
 Every stage keeps what it has finished, so the same command goes on where it was stopped. The rendered place is
 there because the question "does the model follow the camera" has a true answer only where any path can be rendered;
@@ -32,7 +32,7 @@ from worldline.datasets.synthetic_config import SyntheticConfig
 from worldline.datasets.synthetic_walks import Walks, rendered_walks
 from worldline.evaluate.following import paired_table
 from worldline.evaluate.page import film_strips, line_plot, page_html, write_page
-from worldline.ray_jobs import annotate, shard
+from worldline.ray_jobs import annotate, encode, shard
 from worldline.train.checkpoint import load_run
 from worldline.train.generate import GenerateConfig, generate
 from worldline.train.generate_run import RunGenerator
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 FOV_X_DEG = 71.0
 """Of the rendered place and of the walks that the model is tested on."""
+WHERE = "scale_status = 'metric' AND degeneracy = 'ok'"
+"""What training asks for beside the rules: metres, and a path without degeneracy."""
 ACTION = "w-24,wd-24,none-8,a-24"
 """What the shown video does."""
 
@@ -129,7 +131,8 @@ class Recipe:
     def __init__(self, config: RecipeConfig) -> None:
         self.config = config
         out = config.out
-        self.dataset, self.shards, self.model = out / "dataset", out / "shards", out / "runs" / "model"
+        self.dataset, self.shards, self.latents = out / "dataset", out / "shards", out / "latents"
+        self.patches, self.model = out / "runs" / "patches", out / "runs" / "model"
         self.decided = decisions.decisions_path(self.dataset, config.rules.rules)
         self._costs: list[dict[str, Any]] = []
 
@@ -140,6 +143,8 @@ class Recipe:
             "annotate": self.annotate,
             "decide": self.decide,
             "shard": self.shard,
+            "fit": self.fit,
+            "encode": self.encode,
             "train": self.train,
             "evaluate": self.evaluate,
         }
@@ -192,21 +197,36 @@ class Recipe:
         """`worldline shard`, at the size of training."""
         assert WALK_VIEW.width is not None
         assert WALK_VIEW.height is not None
-        encode = EncodeConfig(width=WALK_VIEW.width, height=WALK_VIEW.height, crf=12)
+        written = EncodeConfig(width=WALK_VIEW.width, height=WALK_VIEW.height, crf=12)
         run = self.config.run
         job = shard.ShardConfig(
-            dataset=self.dataset, out=self.shards, encode=encode, address=run.address, workers=run.workers
+            dataset=self.dataset, out=self.shards, encode=written, address=run.address, workers=run.workers
         )
         _checked("shard", shard.main(job))
 
+    def fit(self) -> None:
+        """The patches' components, from the kept clips with a metric path."""
+        steps = min(30, self.config.steps)
+        stage = walk_patches(str(self.shards), self.patches, decisions=self.decided, steps=steps)
+        train(dataclasses.replace(stage, where=WHERE))
+
+    def encode(self) -> None:
+        """`worldline encode`: training then reads no video."""
+        run = self.config.run
+        job = encode.EncodeJobConfig(
+            shards=self.shards,
+            out=self.latents,
+            autoencoder=self.patches,
+            address=run.address,
+            workers=run.workers,
+        )
+        _checked("encode", encode.main(job))
+
     def train(self) -> None:
-        """The patches' components, then the model, on kept clips with a metric path."""
-        shards, patches = str(self.shards), self.config.out / "runs" / "patches"
-        where = "scale_status = 'metric' AND degeneracy = 'ok'"
-        first = walk_patches(shards, patches, decisions=self.decided, steps=min(30, self.config.steps))
-        train(dataclasses.replace(first, where=where))
-        second = walk_model(shards, self.model, patches, decisions=self.decided, steps=self.config.steps)
-        train(dataclasses.replace(second, where=where, num_workers=1))
+        """The model, on the latents of the same clips."""
+        steps = self.config.steps
+        stage = walk_model(str(self.latents), self.model, self.patches, decisions=self.decided, steps=steps)
+        train(dataclasses.replace(stage, where=WHERE, cached_latents=True))
 
     def evaluate(self) -> None:
         """Held-out walks through the place, and through one never seen, into evaluation/results.json."""

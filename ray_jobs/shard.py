@@ -9,6 +9,7 @@ again writes only shards without a commit, and adds shards for clips that are ne
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -16,7 +17,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ from worldline.datasets.shard_plan import (
     planned_shards,
     trajectory_rows,
 )
-from worldline.datasets.shards import CutClip, summary_of, write_shard
+from worldline.datasets.shards import summary_of, write_shard
 from worldline.ray_jobs.annotate import RunConfig, new_run_id, start_ray
 from worldline.ray_jobs.attempts import Attempts, memory_mib, timed_out
 from worldline.ray_jobs.interrupts import Interrupts
@@ -103,7 +104,8 @@ class ShardConfig:
 class WriteShard:
     """One shard number in, the counts of its clips out."""
 
-    def __init__(self, config: ShardConfig, run_id: str) -> None:
+    def __init__(self, config: Any, run_id: str) -> None:
+        """config: a ShardConfig, or one with its limits and `out`."""
         self._config, self._run_id = config, run_id
         self._shards = ShardDir(config.out.absolute())
         self._log = CommitLog(self._shards.root, run_id)
@@ -126,28 +128,33 @@ class WriteShard:
 
     def _write(self, number: int, part: Path) -> Row:
         started_s = time.monotonic()
-        config = self._config
-        rows = trajectory_rows(config.dataset.absolute(), clips_of_shard(self._shards, number))
-        index_rows = write_shard(
-            rows,
-            self._shards.tar(number),
-            config.encode,
-            latent_dir=config.latents,
-            guard=self._guard,
-        )
+        index_rows = self._rows(number)
         counts = summary_of(index_rows)
         wall_s = round(time.monotonic() - started_s, 3)
         data = parquet_bytes(table_from_rows(index_rows, INDEX))
         self._log.commit(part, data, stage="shard", **counts, wall_s=wall_s)
         return counts
 
-    def _guard(self, row: Row, cut: Callable[[], CutClip]) -> CutClip | Row:
-        """Cuts one clip under the watchdog; what went wrong becomes the clip's outcome, not the shard's."""
+    def _rows(self, number: int) -> list[Row]:
+        """Writes the tar; its index rows."""
+        config = self._config
+        return write_shard(
+            trajectory_rows(config.dataset.absolute(), clips_of_shard(self._shards, number)),
+            self._shards.tar(number),
+            config.encode,
+            latent_dir=config.latents,
+            guard=self._guard,
+        )
+
+    def _replay(self, clip_id: str) -> str:
+        again = shlex.join(["worldline", "shard", str(self._config.dataset), "--out", "NEW_FOLDER"])
+        return f"{again} --plan.where \"clip_id = '{clip_id}'\""
+
+    def _guard(self, row: Row, cut: Callable[[], Any]) -> Any:
+        """Does one clip under the watchdog; what went wrong becomes the clip's outcome, not the shard's."""
         folder = self._shards.root / "stages" / "attempts"
         attempts = Attempts(folder, f"shard.{row['clip_id']}", self._run_id)
-        deaths = attempts.deaths()
-        again = shlex.join(["worldline", "shard", str(self._config.dataset), "--out", "NEW_FOLDER"])
-        replay = f"{again} --plan.where \"clip_id = '{row['clip_id']}'\""
+        deaths, replay = attempts.deaths(), self._replay(row["clip_id"])
         if deaths and timed_out(deaths[-1]):
             reason = f"worker: time-out ({self._config.clip_timeout_s:g} s)"
             return {"status": FAILED, "reason": reason, "error": deaths[-1], "replay": replay}
@@ -227,7 +234,9 @@ def run_shards(config: ShardConfig, check: Callable[[], None] = lambda: None) ->
     started = start_ray(RunConfig(address=config.address, verbose=config.verbose))
     try:
         check()
-        _consume(config, shards, run_id, tally, check)
+        workers = min(config.workers or int(ray.cluster_resources().get("CPU", 1)), tally.num_shards)
+        numbers = (number for number, _ in planned_shards(shards))
+        consume(numbers, WriteShard, (config, run_id), workers, tally, check)
         for group in groups(shards):
             assemble_index(shards, group)
         write_manifest(shards)
@@ -237,12 +246,17 @@ def run_shards(config: ShardConfig, check: Callable[[], None] = lambda: None) ->
     return tally
 
 
-def _consume(
-    config: ShardConfig, shards: ShardDir, run_id: str, tally: ShardTally, check: Callable[[], None]
+def consume(
+    numbers: Iterator[int],
+    worker: type[WriteShard],
+    arguments: tuple[Any, ...],
+    workers: int,
+    tally: ShardTally,
+    check: Callable[[], None],
+    *,
+    num_gpus: float = 0.0,
 ) -> None:
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    workers = min(config.workers or cpus, tally.num_shards)
-    numbers = (number for number, _ in planned_shards(shards))
+    """Has `workers` processes do the shards of these numbers, and counts what comes back."""
     chunks = [
         {"shards": chunk} for chunk in iter(lambda: list(itertools.islice(numbers, _SHARDS_PER_CHUNK)), [])
     ]
@@ -251,10 +265,11 @@ def _consume(
         .flat_map(lambda chunk: [{"shard": number} for number in chunk["shards"]], num_cpus=0.05)
         # One shard in flight a process: shards take minutes, so a queue would only delay the last ones.
         .map(
-            WriteShard,  # type: ignore[arg-type]
-            fn_constructor_args=(config, run_id),
+            worker,  # type: ignore[arg-type]
+            fn_constructor_args=arguments,
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
             num_cpus=0.8,
+            num_gpus=num_gpus or None,
         )
     )
     for row in rows.iter_rows():
@@ -268,21 +283,26 @@ def _consume(
 def main(config: ShardConfig) -> int:
     """Exit status: 0 all accounted for, 1 stopped early, 2 nothing written, 3 failed share over the limit, 130
     Ctrl-C."""
+    return finish("shard", config, functools.partial(run_shards, config))
+
+
+def finish(command: str, config: Any, work: Callable[[Callable[[], None]], ShardTally]) -> int:
+    """Does the work of a command that writes shards, says what came out, and gives its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if not config.verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         with Interrupts() as interrupts:
-            tally = run_shards(config, interrupts.check)
+            tally = work(interrupts.check)
             interrupts.check()
     except KeyboardInterrupt:
         print(f"\nstopped. Finished shards are kept in {config.out}; the same command goes on from there.")
         return INTERRUPTED
     except (ValueError, OSError) as error:
-        print(f"worldline shard: {getattr(error, 'cause', error)}", file=sys.stderr)
+        print(f"worldline {command}: {getattr(error, 'cause', error)}", file=sys.stderr)
         return STOPPED_EARLY
     if tally.stopped is not None:
-        print(f"worldline shard stopped: {tally.stopped}", file=sys.stderr)
+        print(f"worldline {command} stopped: {tally.stopped}", file=sys.stderr)
         return STOPPED_EARLY
     Console().print(tally.line() + f"; {tally.num_new} shards new; {config.out}")
     if (missing := tally.missing()) is not None:

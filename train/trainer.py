@@ -13,6 +13,7 @@ import math
 import time
 from typing import Any
 
+import fsspec
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from worldline.model.patch_autoencoder import PatchAutoencoder
 from worldline.model.world_model import WorldModel
 from worldline.train.checkpoint import load_state, new_autoencoder, plain, save, steps_of
 from worldline.train.config import TrainConfig
+from worldline.train.latent_encoder import autoencoder_key
 from worldline.train.objectives import Loss, loss_function, video
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ def train(config: TrainConfig) -> None:
         return
     optimizer = torch.optim.AdamW(_groups(net, config), lr=config.lr, betas=config.betas)
     ema = None if config.ema_decay is None else {k: v.clone() for k, v in net.state_dict().items()}
+    if config.cached_latents:
+        _check_latents(config, autoencoder)
     loader = _loader(config)
     config_json = json.dumps(plain(config), indent=2)
     start = _restore(config, net, optimizer, ema, loader)
@@ -188,6 +192,19 @@ def _loader(config: TrainConfig) -> Loader:
         select(config.shards, config.where, weight=weight, decisions=config.decisions), loading, collate_views
     )
     return loader.map(TrainingView(config.view))
+
+
+def _check_latents(config: TrainConfig, autoencoder: CausalAutoencoder | PatchAutoencoder) -> None:
+    """ValueError where the shards' latents are those of another autoencoder; a warning where nobody knows."""
+    with fsspec.open(f"{config.shards}/shards.json", "rb") as file:
+        made = json.load(file).get("latents")
+    if made is None:
+        logger.warning("%s does not say which autoencoder its latents are of", config.shards)
+    elif made["autoencoder"] != autoencoder_key(autoencoder):
+        raise ValueError(
+            f"{config.shards} has latents of another autoencoder than {config.init_from}: "
+            "run `worldline encode` with this one into a new folder"
+        )
 
 
 def _restore(

@@ -42,6 +42,9 @@ COMMANDS = {
     "shard": Command(
         "worldline.ray_jobs.shard", "ShardConfig", "scenes to WebDataset shards with a Parquet index, on Ray"
     ),
+    "encode": Command(
+        "worldline.ray_jobs.encode", "EncodeJobConfig", "shards of videos to shards of latents, on Ray"
+    ),
     "verify": Command(
         "worldline.datasets.verify", "VerifyConfig", "check a folder byte for byte, and mend it"
     ),
