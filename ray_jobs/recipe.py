@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import ray
 
 from worldline.datasets import decisions
 from worldline.datasets.clip_video import EncodeConfig
@@ -33,6 +34,7 @@ from worldline.datasets.synthetic_walks import Walks, rendered_walks
 from worldline.evaluate.following import paired_table
 from worldline.evaluate.page import film_strips, line_plot, page_html, write_page
 from worldline.ray_jobs import annotate, encode, shard
+from worldline.ray_jobs.progress import INTERRUPTED
 from worldline.train.checkpoint import load_run
 from worldline.train.generate import GenerateConfig, generate
 from worldline.train.generate_run import RunGenerator
@@ -98,8 +100,8 @@ class RecipeConfig:
 
 
 def main(config: RecipeConfig) -> int:
-    """Exit status: 0 done, 1 a package is missing or an input does not fit, else that of the stage that
-    stopped.
+    """Exit status: 0 done, 1 a package is missing or an input does not fit, 130 Ctrl-C, else that of the stage
+    that stopped.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if config.quick:
@@ -116,6 +118,9 @@ def main(config: RecipeConfig) -> int:
     except StageFailed as error:
         logger.error("recipe: %s", error)
         return error.status
+    except KeyboardInterrupt:
+        logger.error("recipe: stopped; the same command goes on from there")
+        return INTERRUPTED
     except (MissingBackend, NotFinite, ValueError) as error:
         logger.error("recipe: %s", error)
         return 1
@@ -138,22 +143,22 @@ class Recipe:
 
     def work(self) -> None:
         """Raises StageFailed, MissingBackend, NotFinite, ValueError."""
-        stages: dict[str, Callable[[], Any]] = {
-            "render": self.render,
-            "annotate": self.annotate,
-            "decide": self.decide,
-            "shard": self.shard,
-            "fit": self.fit,
-            "encode": self.encode,
-            "train": self.train,
-            "evaluate": self.evaluate,
-        }
-        for name, stage in stages.items():
-            logger.info("== %s", name)
-            started_s = time.monotonic()
-            stage()
-            self._costs.append({"stage": name, "wall_s": time.monotonic() - started_s})
+        started = annotate.start_ray(self.config.run)
+        try:
+            for stage in (self.render, self.annotate, self.decide, self.shard, self.fit, self.encode):
+                self._timed(stage)
+        finally:
+            if started:
+                ray.shutdown()
+        for stage in (self.train, self.evaluate):
+            self._timed(stage)
         self.write_page()
+
+    def _timed(self, stage: Callable[[], None]) -> None:
+        logger.info("== %s", stage.__name__)
+        started_s = time.monotonic()
+        stage()
+        self._costs.append({"stage": stage.__name__, "wall_s": time.monotonic() - started_s})
 
     def render(self) -> None:
         """Films of the place with depth beside them, as an RGB-D camera gives it: the metre comes from there."""

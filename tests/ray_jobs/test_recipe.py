@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+import ray
 from nbclient import NotebookClient
 
 from worldline.datasets.schema import MissingBackend
@@ -27,9 +30,22 @@ def needs_rendering() -> None:
         pytest.skip(str(missing))
 
 
+@pytest.fixture
+def local_ray() -> Iterator[None]:
+    """One Ray for all stages of both runs."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000
+    )
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_from_videos_to_a_driven_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(900)
+def test_from_videos_to_a_driven_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
+) -> None:
     needs_rendering()
     config = RecipeConfig(out=tmp_path / "recipe", quick=True, run=RunConfig(workers=1))
     assert main(config) == 0
@@ -42,7 +58,6 @@ def test_from_videos_to_a_driven_model(tmp_path: Path, monkeypatch: pytest.Monke
     for text in (page, card):
         assert "CC0-1.0" in text
         assert "share nearer to its own" in text
-    # Depth beside the film gives the metre, and the path found is the path filmed.
     assert (config.out / "evaluation" / "driven.mp4").stat().st_size > 0
 
     state = model / "checkpoints" / "step_00000004" / "state.pt"
