@@ -15,7 +15,13 @@ import cv2
 import numpy as np
 
 from worldline.annotate.bundle_problem import Bundle, reprojection_errors
-from worldline.annotate.degeneracy import DegeneracyConfig, RotationFit, is_explained, is_zooming
+from worldline.annotate.degeneracy import (
+    DegeneracyConfig,
+    RotationFit,
+    explained_share,
+    is_explained,
+    is_zooming,
+)
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.mapper import keyframe_observations
 from worldline.annotate.tracks import Tracks
@@ -100,8 +106,9 @@ def only_turns(fit: RotationFit, keyframe_map: KeyframeMap, tracks: Tracks, conf
     )
     of_map = float(np.median(reprojection_errors(bundle)))
     of_turning = float(np.median(evidence.error_px[rows]))
-    # Forward motion mimics a zoom so well that more is asked of it.
-    needed = config.gain_over_zoom if is_zooming(fit, config) else config.gain_over_turning
+    # Forward motion mimics a zoom of what is far so well that more is asked of it, but not of what is near.
+    may_zoom = is_zooming(fit, config) and explained_share(fit, tracks, config) > config.zoom_background_share
+    needed = config.gain_over_zoom if may_zoom else config.gain_over_turning
     return of_turning < needed * of_map
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from worldline.annotate.camera import Intrinsics, project, rotation_from_rotvec, transform
-from worldline.annotate.degeneracy import DegeneracyConfig, fit_rotation
+from worldline.annotate.degeneracy import DegeneracyConfig, explained_share, fit_rotation, is_zooming
 from worldline.annotate.mapper import MappingConfig
 from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.moving import MovingConfig, find_moving
@@ -109,3 +109,29 @@ def test_the_walker_is_found_and_the_background_kept() -> None:
 def test_nothing_moves_in_a_still_world() -> None:
     tracks = _tracks(WALK, SWEEP * 0.3, _cloud(400, 4, 12, reach=1.1))
     assert not find_moving(tracks, MovingConfig()).any()
+
+
+def test_share_of_all_tracks_that_turning_explains() -> None:
+    far, near = _cloud(150, 400.0, 500.0), _cloud(100, 2.0, 4.0, seed=3)
+    points = np.concatenate([far, near])
+    config = DegeneracyConfig()
+    for centres, expected in ((REST, 1.0), (WALK, 0.6)):
+        tracks = _tracks(centres, SWEEP, points)
+        fit = fit_rotation(tracks, [500.0])
+        assert fit is not None
+        # Some near points stay in sight for a keyframe or two only and then agree with anything.
+        assert explained_share(fit, tracks, config) == pytest.approx(expected, abs=0.05)
+
+
+def test_steps_towards_a_far_wall_are_no_zoom() -> None:
+    """Out and back in front of a wall, with near things that never stay long in sight."""
+    wall = _cloud(170, 5.0, 5.3, reach=0.6)
+    near = _cloud(700, 0.9, 2.2, reach=2.5, seed=4)
+    steps = 0.5 * (1 - np.cos(np.linspace(0, 4 * np.pi, NUM_KF)))
+    centres = np.stack([0.1 * steps, 0 * steps, 0.6 * steps], axis=1)
+    turns = np.stack([0 * steps, 0.35 * np.sin(np.linspace(0, 7, NUM_KF)), 0 * steps], axis=1)
+    tracks = _tracks(centres, turns, np.concatenate([wall, near]))
+    fit = fit_rotation(tracks, [500.0])
+    assert fit is not None
+    assert is_zooming(fit, DegeneracyConfig())
+    assert not _verdict(tracks)
