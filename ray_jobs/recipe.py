@@ -262,8 +262,10 @@ class Recipe:
         out, results = self.config.out, self.config.out / "evaluation" / "results.json"
         tables: dict[str, Any] = json.loads(results.read_text())["tables"] if results.exists() else {}
         tables["Clips by licence and source"] = self._ledger()
-        costs = [{"stage": row["stage"], "this time, s": round(row["wall_s"], 1)} for row in self._costs]
-        tables["Time"] = costs
+        tables["Time"] = [{"stage": c["stage"], "this time, s": round(c["wall_s"], 1)} for c in self._costs]
+        facts = {"costs": tables["Time"], "ledger": tables["Clips by licence and source"]}
+        results.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(results.with_name("stages.json"), json.dumps(facts, indent=2).encode())
         pictures = {}
         strip = out / "evaluation" / "strips.npy"
         if strip.exists():
