@@ -31,12 +31,12 @@ recipe: install
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-# Tests that start Ray run one after the other; the rest shares the cores, one thread each.
+# Tests that start Ray wait more than they work: two at a time, and apart from those that need the cores.
 ON_RAY = tests/ray_jobs tests/test_cli.py
 
 test: lint
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ON_RAY))
-	$(BIN)/python -m pytest $(ON_RAY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ON_RAY)
 
 check: test
 

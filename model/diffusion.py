@@ -127,13 +127,14 @@ def clean_from_velocity(x: Tensor, velocity: Tensor, sigmas: Tensor) -> Tensor:
     return x - _per_frame(sigmas, x) * velocity
 
 
-def flow_loss(velocity: Tensor, clean: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
-    """Mean squared error of the velocity over frames, weighted, a scalar; 0 where all weights are 0.
+def flow_error(velocity: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of the velocity, [B, T]."""
+    return (velocity - (noise - clean)).float().square().mean(dim=(1, 3, 4))
 
-    weight [B, T], bool or float: 0 for frames that bear no loss.
-    """
-    error = (velocity - (noise - clean)).float().square().mean(dim=(1, 3, 4))  # [B, T]
-    return (error * weight).sum() / weight.sum().clamp_min(1e-6)
+
+def flow_loss(velocity: Tensor, clean: Tensor, noise: Tensor, has_loss: Tensor) -> Tensor:
+    """Mean error over the frames that bear loss, a scalar; 0 where none does."""
+    return (flow_error(velocity, clean, noise) * has_loss).sum() / has_loss.sum().clamp_min(1)
 
 
 def guided(velocity: Tensor, unconditional: Tensor, guidance: float) -> Tensor:

@@ -49,8 +49,7 @@ class TrainConfig:
     global_batch: int = 16
     """Clips a step."""
     accumulation: int = 1
-    """Equal parts a batch is worked through in, to save memory. Each part draws its own noise levels and counts
-    equally, so that another number is another run."""
+    """Equal parts a process's share of a batch is worked through in, to save memory."""
     lr: float = 5e-5
     """Peak learning rate; 5e-5 is SANA-WM's for five-second clips."""
     warmup_steps: int = 100

@@ -1,8 +1,9 @@
 """Training: a shard folder and a config in, a run folder of checkpoints and metrics out.
 
-One process, one device. All that is random in a step follows from (seed, step), and the data from the
-loader's position, so a run that was stopped and goes on from its checkpoint is bit-identical to one that
-was not. Frames are encoded on the fly unless the shards have latents and `cached_latents` is set.
+One process, or several under torchrun or Ray Train. All that is random about a clip follows from (seed, step,
+its place in the batch), and the data from the loader's position, so a run that was stopped and goes on from
+its checkpoint is bit-identical to one that was not, and one on other processes equal to rounding. Frames are
+encoded on the fly unless the shards have latents and `cached_latents` is set.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import fsspec
 import torch
+import tyro
 from torch import Tensor, nn
 
 from worldline.datasets.loader import Loader, LoaderConfig
@@ -28,6 +32,14 @@ from worldline.train.checkpoint import load_state, new_autoencoder, plain, save,
 from worldline.train.config import TrainConfig
 from worldline.train.latent_encoder import autoencoder_key
 from worldline.train.objectives import Loss, loss_function, video
+from worldline.train.parallel import (
+    Ranks,
+    average_gradients,
+    clip_generator,
+    join_ranks,
+    own_device,
+    wait_for_all,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +56,24 @@ def train(config: TrainConfig) -> None:
     """
     if config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
+    ranks = join_ranks(config.device)
+    config = replace(config, device=own_device(config.device))
+    if config.global_batch % (ranks.world_size * config.accumulation):
+        raise ValueError(
+            f"global_batch {config.global_batch} does not divide into {ranks.world_size} processes"
+            f" x {config.accumulation} parts"
+        )
     net, autoencoder = _networks(config)
     if config.kind == "autoencoder" and isinstance(autoencoder, PatchAutoencoder):
-        _fit_patches(config, autoencoder)
+        if ranks.is_first:
+            _fit_patches(config, autoencoder)
+        wait_for_all(ranks)
         return
     optimizer = torch.optim.AdamW(_groups(net, config), lr=config.lr, betas=config.betas)
     ema = None if config.ema_decay is None else {k: v.clone() for k, v in net.state_dict().items()}
     if config.cached_latents:
         _check_latents(config, autoencoder)
-    loader = _loader(config)
+    loader = _loader(config, ranks)
     config_json = json.dumps(plain(config), indent=2)
     start = _restore(config, net, optimizer, ema, loader)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -60,6 +81,8 @@ def train(config: TrainConfig) -> None:
     loss_of = loss_function(config, net, autoencoder)
 
     def write(step: int) -> None:
+        if not ranks.is_first:
+            return
         state = {
             "model": net.state_dict(),
             "ema": ema,
@@ -78,7 +101,7 @@ def train(config: TrainConfig) -> None:
             clips = next(batches)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
-            loss, norm = _gradient(config, net, clips, loss_of, step)
+            loss, norm = _gradient(config, net, clips, loss_of, step, ranks)
             is_whole = False
             optimizer.step()
             _average(ema, net, config.ema_decay)
@@ -87,7 +110,7 @@ def train(config: TrainConfig) -> None:
                 assert isinstance(autoencoder, CausalAutoencoder)
                 _fit_latents(autoencoder, clips, config)
             is_whole = True
-            if step % config.log_every == 0 or step == config.steps:
+            if ranks.is_first and (step % config.log_every == 0 or step == config.steps):
                 now = time.monotonic()
                 _log(config, step, loss, norm, (step - start) * config.global_batch / (now - since))
             if step % config.checkpoint_every == 0 or step == config.steps:
@@ -99,6 +122,7 @@ def train(config: TrainConfig) -> None:
             loader.load_state_dict({**loader.state_dict(), "position": step * config.global_batch})
             write(step)
         raise
+    wait_for_all(ranks)
 
 
 def _fit_patches(config: TrainConfig, autoencoder: PatchAutoencoder) -> None:
@@ -180,13 +204,16 @@ def _groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _loader(config: TrainConfig) -> Loader:
+def _loader(config: TrainConfig, ranks: Ranks | None = None) -> Loader:
+    ranks = ranks or Ranks()
     weight = None if config.decisions is None else "decision_weight"
     loading = LoaderConfig(
         global_batch=config.global_batch,
         order=OrderConfig(seed=config.seed),
         members=("json", "latent.npy" if config.cached_latents else "mp4"),
         num_workers=config.num_workers,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
     loader = Loader(
         select(config.shards, config.where, weight=weight, decisions=config.decisions), loading, collate_views
@@ -237,18 +264,19 @@ def _refuse_other(config: TrainConfig, state: dict[str, Any]) -> None:
 
 
 def _gradient(
-    config: TrainConfig, net: nn.Module, clips: ClipView, loss_of: Loss, step: int
+    config: TrainConfig, net: nn.Module, clips: ClipView, loss_of: Loss, step: int, ranks: Ranks
 ) -> tuple[float, float]:
     """Leaves the clipped gradient in the parameters; the loss and the norm before clipping."""
     net.zero_grad(set_to_none=True)
-    generator = torch.Generator().manual_seed((config.seed << 32) + step)
-    total = 0.0
-    part = len(clips.clip_id) // config.accumulation
+    total, places = 0.0, ranks.share(config.global_batch)
+    part = len(places) // config.accumulation
     for k in range(config.accumulation):
-        piece = _piece(clips, slice(k * part, (k + 1) * part))
-        loss = loss_of(piece, generator) / config.accumulation
+        rows = slice(k * part, (k + 1) * part)
+        generators = [clip_generator(config.seed, step, place) for place in places[rows]]
+        loss = loss_of(_piece(clips, rows), generators) / config.accumulation
         loss.backward()
         total += loss.item()
+    total = average_gradients(net.parameters(), total, ranks)
     norm = float(nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm))
     if not (math.isfinite(total) and math.isfinite(norm)):
         raise NotFinite(f"step {step + 1}: loss {total}, gradient norm {norm}; clips {list(clips.clip_id)}")
@@ -300,3 +328,7 @@ def main(config: TrainConfig) -> int:
         logger.error("%s", error)
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(TrainConfig)))

@@ -126,10 +126,10 @@ def test_dying_and_hanging_workers_cost_only_their_own_scene(tmp_path: Path, loc
 
 
 def test_scenes_of_one_long_video_keep_both_workers_busy(tmp_path: Path, local_ray: None) -> None:
-    videos = _write(tmp_path / "v", long=", ".join(["sleep 0.4"] * 12))
+    videos = _write(tmp_path / "v", long=", ".join(["sleep 0.4"] * 24))
     out = tmp_path / "out"
     tally = _job(videos, out, assemble_every_s=1.0)
-    assert dict(tally.clips) == {"ok": 12}
+    assert dict(tally.clips) == {"ok": 24}
     clips_of = collections.Counter()
     for path in (out / "commits").iterdir():
         lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -19,6 +19,7 @@ from worldline.model.patch_autoencoder import PatchAutoencoder, PatchAutoencoder
 from worldline.train import objectives, trainer
 from worldline.train.checkpoint import built, load_run, load_state, plain, steps_of
 from worldline.train.config import TrainConfig
+from worldline.train.parallel import Ranks
 from worldline.train.trainer import NotFinite, learning_rate, train
 
 AUTOENCODER = AutoencoderConfig(latent_channels=4, channels=(4, 4, 4))
@@ -174,7 +175,8 @@ def test_accumulated_gradients_are_those_of_the_batch(shards, tmp_path, monkeypa
         config = stage(shards, tmp_path / str(parts), steps=1, accumulation=parts, bf16=False)
         net, autoencoder = trainer._networks(config)
         clips = next(iter(trainer._loader(config)))
-        trainer._gradient(config, net, clips, objectives.loss_function(config, net, autoencoder), 0)
+        loss = objectives.loss_function(config, net, autoencoder)
+        trainer._gradient(config, net, clips, loss, 0, Ranks())
         weights.append([p.grad for p in net.parameters()])
     for one, two in zip(*weights, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,147 @@
+"""Two processes train as one does; a killed pair goes on as one process, and the other way round."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from worldline.datasets.transforms import ViewConfig
+from worldline.model.camera_embedding import CameraGridConfig
+from worldline.model.config import ModelConfig
+from worldline.model.patch_autoencoder import PatchAutoencoderConfig
+from worldline.train import trainer
+from worldline.train.checkpoint import load_state, steps_of
+from worldline.train.config import TrainConfig
+from worldline.train.parallel import Ranks, clip_generator
+from worldline.train.trainer import train
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from worldline.model.autoencoder import AutoencoderConfig
+from worldline.train.checkpoint import built
+from worldline.train.config import TrainConfig
+from worldline.train.trainer import train
+import json
+config = built(TrainConfig, json.loads(Path(sys.argv[1]).read_text()))
+train(config)
+"""
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, media: Any, posed: Any) -> TrainConfig:
+    """A stage on a few small shards, its autoencoder fitted."""
+    folder = tmp_path_factory.mktemp("parallel")
+    rows = []
+    for number in range(2):
+        video = media.numbered(folder / f"v{number}.mp4", count=100, fps=30, seed=number)
+        rows += posed.rows_of_video(video, [(0, 40), (40, 100)], number)
+    shards = posed.make_shards(posed.write_table(folder / "dataset", rows), folder / "shards")
+    first = TrainConfig(
+        shards=str(shards),
+        out=folder / "patches",
+        kind="autoencoder",
+        autoencoder=PatchAutoencoderConfig(latent_channels=4),
+        model=ModelConfig(
+            width=32,
+            num_blocks=2,
+            num_heads=2,
+            latent_channels=4,
+            text_channels=8,
+            softmax_every=2,
+            camera="ucpe",
+            plucker=True,
+            camera_grid=CameraGridConfig(time_stride=1),
+        ),
+        view=ViewConfig(num_frames=3, time_stride=1, stride=4, width=32, height=16, allow_up_to_scale=True),
+        steps=2,
+        global_batch=4,
+        lr=1e-3,
+        warmup_steps=2,
+        checkpoint_every=2,
+        log_every=1,
+        ema_decay=None,
+        cpu_threads=1,
+    )
+    train(first)
+    return replace(first, kind="flow", init_from=first.out, steps=STEPS, ema_decay=0.9)
+
+
+def start_pair(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
+    """torchrun with two gloo processes."""
+    import json
+
+    from worldline.train.checkpoint import plain
+
+    script, settings = folder / "run.py", folder / "config.json"
+    script.write_text(SCRIPT)
+    settings.write_text(json.dumps(plain(config)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, str(script), str(settings)], env=environment, start_new_session=True)
+
+
+def assert_near(one: Path, other: Path) -> None:
+    states = [load_state(path)[1] for path in (one, other)]
+    assert states[0]["step"] == states[1]["step"] == STEPS
+    assert states[0]["loader"] == states[1]["loader"]
+    for part in ("model", "ema"):
+        for name, value in states[0][part].items():
+            torch.testing.assert_close(value, states[1][part][name], atol=2e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_are_one_also_after_a_kill(stage: TrainConfig, tmp_path: Path) -> None:
+    alone = replace(stage, out=tmp_path / "alone")
+    train(alone)
+    # Killed after its first checkpoint, the pair's run is finished by one process: steps of both kinds in one result.
+    stopped = replace(stage, out=tmp_path / "stopped", steps=STEPS)
+    process = start_pair(stopped, tmp_path)
+    deadline_s = time.monotonic() + 120
+    while not steps_of(stopped.out):
+        assert process.poll() is None
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    train(stopped)
+    assert_near(alone.out, stopped.out)
+
+
+def test_every_place_of_a_batch_belongs_to_one_process() -> None:
+    for world_size in (1, 2, 3, 8):
+        places = [place for rank in range(world_size) for place in Ranks(rank, world_size).share(24)]
+        assert places == list(range(24))
+
+
+def test_noise_belongs_to_seed_step_and_place() -> None:
+    draws = {
+        tuple(torch.randn(4, generator=clip_generator(seed, step, place)).tolist())
+        for seed in (0, 1)
+        for step in (0, 1, 2)
+        for place in (0, 1, 2)
+    }
+    assert len(draws) == 18
+    again = torch.randn(4, generator=clip_generator(1, 2, 0))
+    assert tuple(again.tolist()) in draws
+
+
+def test_a_batch_that_does_not_divide_is_refused(
+    stage: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "join_ranks", lambda device: Ranks(0, 3))
+    with pytest.raises(ValueError, match="does not divide into 3 processes"):
+        trainer.train(replace(stage, out=tmp_path))
