@@ -14,8 +14,10 @@ from fractions import Fraction
 
 import av
 import av.error
+import cv2
 import numpy as np
 
+from worldline.annotate.camera import Intrinsics
 from worldline.datasets.schema import ClipRejected
 
 _PRESETS = (
@@ -127,3 +129,24 @@ def decode_video(data: bytes, first: int = 0, count: int | None = None, stride: 
     if not images or (count is not None and len(images) != count):
         raise ClipRejected("video", "too_few_frames", f"{len(images)} of {count} frames from {first}")
     return np.stack(images)
+
+
+def covering(
+    lens: Intrinsics, width: int, height: int
+) -> tuple[Intrinsics, tuple[int, int], tuple[int, int]]:
+    """The lens after its picture was scaled to cover the size and cut at the centre, the size in between, and
+    (left, top) of the cut.
+    """
+    factor = max(width / lens.width, height / lens.height)
+    size = max(width, round(lens.width * factor)), max(height, round(lens.height * factor))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return lens.resized(*size).cropped(left, top, width, height), size, (left, top)
+
+
+def cover(images: np.ndarray, lens: Intrinsics, width: int, height: int) -> tuple[np.ndarray, Intrinsics]:
+    """Images [F, H, W, 3] uint8 scaled to cover the size and cut at the centre, and their lens after that."""
+    fitted, size, (left, top) = covering(lens, width, height)
+    if size != (lens.width, lens.height):
+        interpolation = cv2.INTER_AREA if size[0] < lens.width else cv2.INTER_CUBIC
+        images = np.stack([cv2.resize(image, size, interpolation=interpolation) for image in images])
+    return np.ascontiguousarray(images[:, top : top + height, left : left + width]), fitted

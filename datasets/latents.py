@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from worldline.annotate.camera import Intrinsics
-from worldline.datasets.clip_video import decode_video
+from worldline.datasets.clip_video import cover, decode_video
 from worldline.datasets.schema import ClipRejected
 from worldline.datasets.shard_format import (
     TAR_END,
@@ -76,7 +75,10 @@ def encode_clip(row: Row, mp4: bytes, encoder: PieceEncoder, width: int, height:
     def pieces() -> Iterator[np.ndarray]:
         for start, end in spans:
             images = decode_video(mp4, start, end - start, 1)
-            images, part = _fitted(images, _part(lens, start, end), width, height)
+            part = _part(lens, start, end)
+            if any(lens.distortion):
+                images, part = straighten(images, part)
+            images, part = cover(images, part, width, height)
             fitted.append(part)
             yield images
 
@@ -149,17 +151,3 @@ def _part(lens: Intrinsics, start: int, end: int) -> Intrinsics:
     return Intrinsics(
         fxfycxcy_px=values, width=lens.width, height=lens.height, model=lens.model, distortion=lens.distortion
     )
-
-
-def _fitted(images: np.ndarray, lens: Intrinsics, width: int, height: int) -> tuple[np.ndarray, Intrinsics]:
-    """Straightened, scaled to cover the size and cut at the centre, as a training view of frames is."""
-    if any(lens.distortion):
-        images, lens = straighten(images, lens)
-    factor = max(width / lens.width, height / lens.height)
-    size = max(width, round(lens.width * factor)), max(height, round(lens.height * factor))
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    if size != (lens.width, lens.height):
-        interpolation = cv2.INTER_AREA if size[0] < lens.width else cv2.INTER_CUBIC
-        images = np.stack([cv2.resize(image, size, interpolation=interpolation) for image in images])
-    cut = images[:, top : top + height, left : left + width]
-    return np.ascontiguousarray(cut), lens.resized(*size).cropped(left, top, width, height)

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldline.annotate.camera import Intrinsics, compose, invert
-from worldline.datasets.clip_video import decode_video
+from worldline.datasets.clip_video import cover, covering, decode_video
 from worldline.datasets.schema import METRIC, ClipRejected
 from worldline.datasets.straighten import straighten
 
@@ -121,9 +120,11 @@ def training_view(sample: dict[str, Any], config: ViewConfig) -> ClipView:
     start = _start(posed, config, rng, is_fixed=latent is not None and config.time_stride > 1)
     frames = start + config.stride * np.arange(config.num_frames)
     lens = _intrinsics(row, frames)
-    images, lens = (
-        _images(sample, start, config, lens) if latent is None else (None, _resized(lens, config)[0])
-    )
+    images = None
+    if latent is None:
+        images, lens = _images(sample, start, config, lens)
+    elif config.width is not None and config.height is not None:
+        lens = covering(lens, config.width, config.height)[0]
     return ClipView(
         clip_id=row["clip_id"],
         frames=None if images is None else torch.from_numpy(images).permute(0, 3, 1, 2),
@@ -227,16 +228,6 @@ def _intrinsics(row: dict[str, Any], frames: np.ndarray) -> Intrinsics:
     )
 
 
-def _resized(lens: Intrinsics, config: ViewConfig) -> tuple[Intrinsics, tuple[int, int], tuple[int, int]]:
-    """The lens after scaling and cutting, the size in between, and (left, top) of the cut."""
-    if config.width is None or config.height is None:
-        return lens, (lens.width, lens.height), (0, 0)
-    factor = max(config.width / lens.width, config.height / lens.height)
-    size = max(config.width, round(lens.width * factor)), max(config.height, round(lens.height * factor))
-    left, top = (size[0] - config.width) // 2, (size[1] - config.height) // 2
-    return lens.resized(*size).cropped(left, top, config.width, config.height), size, (left, top)
-
-
 def _images(
     sample: dict[str, Any], start: int, config: ViewConfig, lens: Intrinsics
 ) -> tuple[np.ndarray, Intrinsics]:
@@ -246,11 +237,9 @@ def _images(
         raise ClipRejected("view", "size_differs", detail)
     if any(lens.distortion):
         images, lens = straighten(images, lens)
-    fitted, size, (left, top) = _resized(lens, config)
-    if size != (lens.width, lens.height):
-        interpolation = cv2.INTER_AREA if size[0] < lens.width else cv2.INTER_CUBIC
-        images = np.stack([cv2.resize(image, size, interpolation=interpolation) for image in images])
-    return np.ascontiguousarray(images[:, top : top + fitted.height, left : left + fitted.width]), fitted
+    if config.width is None or config.height is None:
+        return images, lens
+    return cover(images, lens, config.width, config.height)
 
 
 def _latent_window(latent: np.ndarray, frames: np.ndarray, config: ViewConfig) -> Tensor:

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldline.annotate.camera import Intrinsics, compose, invert
+from worldline.datasets.clip_video import cover
 from worldline.model.autoencoder import CausalAutoencoder
 from worldline.model.camera_embedding import CameraConditions
 from worldline.model.rope import Grid
@@ -193,10 +193,10 @@ class RunBackend:
         run = self.generator
         poses = world_from_cam[:: run.frame_step][: config.num_frames]
         lens = Intrinsics(fxfycxcy_px=fxfycxcy_px, width=image_rgb.shape[1], height=image_rgb.shape[0])
-        image, lens = _fitted(image_rgb, lens, run.width or lens.width, run.height or lens.height)
+        images, lens = cover(image_rgb[None], lens, run.width or lens.width, run.height or lens.height)
         path = compose(invert(poses[:1]), poses)
         return Generated(
-            frames=self._frames(image, path, lens, config),
+            frames=self._frames(images[0], path, lens, config),
             world_from_cam=poses,
             fps=config.fps / run.frame_step,
         )
@@ -215,17 +215,6 @@ class RunBackend:
                 prompt=config.prompt,
                 guidance=config.guidance,
             )
-
-
-def _fitted(image: np.ndarray, lens: Intrinsics, width: int, height: int) -> tuple[np.ndarray, Intrinsics]:
-    """Scaled to cover the size and cut at the centre, as the training view does."""
-    factor = max(width / lens.width, height / lens.height)
-    size = max(width, round(lens.width * factor)), max(height, round(lens.height * factor))
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    scaled = cv2.resize(image, size, interpolation=interpolation)
-    cut = np.ascontiguousarray(scaled[top : top + height, left : left + width])
-    return cut, lens.resized(*size).cropped(left, top, width, height)
 
 
 def _pictures(video: Tensor) -> np.ndarray:
