@@ -1,8 +1,8 @@
 """The whole job measured: frames/s and memory at 1 and 2 workers, memory against length, cutting beside
 scenedetect.
 
-    python benchmarks/annotate.py            everything, some ten minutes on 2 cores
-    python benchmarks/annotate.py --parts cut
+    python -m benchmarks.annotate             everything, some ten minutes on 2 cores
+    python -m benchmarks.annotate --parts cut
 
 Writes docs/results/annotate.md. Real videos are read from ../shared/data beside the checkout.
 """
@@ -24,8 +24,8 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import tyro
-from report import write_report
 
+from benchmarks.report import write_report
 from worldline.annotate.clip import ClipConfig, annotate_clip
 from worldline.annotate.scenes import SceneConfig, detect_scenes
 from worldline.annotate.video import probe

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import ray
@@ -28,7 +29,7 @@ from worldline.datasets import decisions
 from worldline.datasets.clip_video import EncodeConfig
 from worldline.datasets.commit_log import replace_file
 from worldline.datasets.schema import MissingBackend
-from worldline.datasets.synthetic import write_clip
+from worldline.datasets.synthetic import load_clip, write_clip
 from worldline.datasets.synthetic_config import SyntheticConfig
 from worldline.datasets.synthetic_walks import Walks, rendered_walks
 from worldline.evaluate.following import paired_table
@@ -165,8 +166,6 @@ class Recipe:
         place = self.config.place
         for k in range(place.videos):
             folder = self.config.out / "place" / f"path-{k}"
-            if (folder / "camera.json").exists():
-                continue
             film = SyntheticConfig(
                 scene="room",
                 path="excursions",
@@ -179,6 +178,8 @@ class Recipe:
                 fov_x_deg=FOV_X_DEG,
                 depth_every=8,
             )
+            if (folder / "camera.json").exists() and load_clip(folder).config == film:
+                continue
             given = {"depth_path": "{folder}/depth_mm"}
             sidecar = {"licence": "CC0-1.0", "source": "rendered place", "mode": "gt_depth", "given": given}
             folder.mkdir(parents=True, exist_ok=True)
@@ -310,8 +311,6 @@ class Recipe:
         for i in range(2):
             strips[f"path {i + 1}: generated"], strips[f"path {i + 1}: truth"] = made[i], walks.frames[i]
         np.save(folder / "strips.npy", film_strips(strips))
-        import cv2
-
         image = folder / "first.png"
         cv2.imwrite(str(image), walks.frames[0, 0][..., ::-1])
         generate(
@@ -321,7 +320,6 @@ class Recipe:
                 run=self.model,
                 action=ACTION,
                 fov_deg=FOV_X_DEG,
-                guidance=1.0,
                 steps=6,
                 overlay=True,
             )

@@ -79,8 +79,8 @@ class GenerateConfig:
     """Poses a second; 16 is the rate of training. A run that was trained on every n-th frame writes fps / n."""
     steps: int = 60
     """Denoising steps."""
-    guidance: float = 5.0
-    """Classifier-free guidance; 1 is none and twice as fast."""
+    guidance: float | None = None
+    """Classifier-free guidance; 1 is none and twice as fast. None: 5 for the released model, 1 for a run."""
     seed: int = 0
     """Of the noise."""
     device: str | None = None

@@ -41,7 +41,7 @@ class DiffusersGenerator:
             num_frames=config.num_frames,
             fps=config.fps,
             num_inference_steps=config.steps,
-            guidance_scale=config.guidance,
+            guidance_scale=5.0 if config.guidance is None else config.guidance,
             generator=torch.Generator("cpu").manual_seed(config.seed),
             output_type="np",
         )

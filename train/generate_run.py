@@ -213,7 +213,7 @@ class RunBackend:
                 steps=config.steps,
                 seed=config.seed,
                 prompt=config.prompt,
-                guidance=config.guidance,
+                guidance=1.0 if config.guidance is None else config.guidance,
             )
 
 

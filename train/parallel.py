@@ -43,6 +43,12 @@ def join_ranks(device: str) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
+def leave_ranks() -> None:
+    """Ends what `join_ranks` began; nothing for a single process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def own_device(device: str) -> str:
     """The device "cuda" becomes this process's GPU of its machine."""
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device

@@ -37,6 +37,7 @@ from worldline.train.parallel import (
     average_gradients,
     clip_generator,
     join_ranks,
+    leave_ranks,
     own_device,
     wait_for_all,
 )
@@ -327,6 +328,8 @@ def main(config: TrainConfig) -> int:
     except (ValueError, NotFinite) as error:
         logger.error("%s", error)
         return 2
+    finally:
+        leave_ranks()
     return 0
 
 

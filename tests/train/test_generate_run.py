@@ -122,7 +122,6 @@ def test_the_command_writes_video_poses_and_record(run: Path, tmp_path: Path) ->
         action="w-12,a-8",
         fov_deg=70.0,
         steps=1,
-        guidance=1.0,
         overlay=True,
     )
     assert main(config) == 0
