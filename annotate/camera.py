@@ -350,11 +350,15 @@ def _invert_odd_polynomial(xp: Any, target: Array, k: tuple[float, ...]) -> Arra
     k1, k2 = k
     turn = _turning_point(k1, k2)
     t = xp.clip(target, 0.0, turn)
-    for _ in range(20):
+    low, high = 0 * t, turn + 0 * t
+    for _ in range(40):
         t2 = t * t
+        error = t * (1 + t2 * (k1 + k2 * t2)) - target
+        low, high = xp.where(error < 0, t, low), xp.where(error < 0, high, t)
         slope = 1 + t2 * (3 * k1 + 5 * k2 * t2)
-        slope = xp.where(xp.abs(slope) < 1e-6, 1e-6 + 0 * slope, slope)
-        t = xp.clip(t - (t * (1 + t2 * (k1 + k2 * t2)) - target) / slope, 0.0, turn)
+        step = t - error / xp.where(xp.abs(slope) < 1e-6, 1e-6 + 0 * slope, slope)
+        # Near the turning point Newton's step leaves the branch: halve what is left of it instead.
+        t = xp.where((step >= low) & (step <= high), step, 0.5 * (low + high))
     t2 = t * t
     valid = xp.abs(t * (1 + t2 * (k1 + k2 * t2)) - target) < 1e-9 + 1e-5 * target
     return xp.where(valid, t, xp.full_like(t, math.nan))
