@@ -158,10 +158,10 @@ def measure_memory(lengths_s: tuple[float, ...]) -> list[dict[str, Any]]:
             source = DATA / "gopro_walk" / "video.mp4"
             command = ["ffmpeg", "-v", "error", "-stream_loop", "-1", "-i", str(source), "-map", "0:v:0"]
             subprocess.run([*command, "-c", "copy", "-t", str(length_s), str(path)], check=True)
-            script = "import annotate, sys; annotate.report_peak(sys.argv[1])"
+            script = "import sys; from benchmarks.annotate import report_peak; report_peak(sys.argv[1])"
             done = subprocess.run(
                 [sys.executable, "-c", script, str(path)],
-                cwd=ROOT / "benchmarks",
+                cwd=ROOT,
                 check=True,
                 capture_output=True,
                 text=True,
