@@ -8,26 +8,20 @@ is one unit of work, and the same command does only what is missing.
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import tyro
 
 import worldline
 from worldline.datasets.commit_log import replace_file
 from worldline.datasets.latents import encode_clip, encode_shard
 from worldline.datasets.shard_format import ShardDir
-from worldline.datasets.shard_index import assemble_index, groups, write_manifest
 from worldline.datasets.shard_plan import planned_shards
-from worldline.ray_jobs.annotate import RunConfig, new_run_id, start_ray
-from worldline.ray_jobs.shard import ShardTally, WriteShard, consume, finish
-
-logger = logging.getLogger(__name__)
+from worldline.ray_jobs.shard_pool import PoolConfig, ShardTally, ShardWorker, finish, run_pool
 
 Row = dict[str, Any]
 
@@ -35,13 +29,11 @@ DTYPES = ("float16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EncodeJobConfig:
+class EncodeJobConfig(PoolConfig):
     """Encode shards of videos into shards of latents, for training that reads no video."""
 
     shards: tyro.conf.Positional[Path]
     """Folder that `worldline shard` wrote."""
-    out: Path
-    """Folder of the latents' shards; the same command again does only what is missing or new."""
     autoencoder: Path
     """Run folder of `worldline train`, of the autoencoder's stage or a later one."""
     width: int | None = None
@@ -53,34 +45,19 @@ class EncodeJobConfig:
     """torch device of each worker."""
     num_gpus: float = 0.0
     """GPUs a worker takes, with `device` cuda."""
-    clip_timeout_s: float = 1800.0
-    """Encoding one clip."""
-    max_deaths: int = 3
-    """A clip on which this many worker processes died in one run becomes a failed row."""
-    workers: int | None = None
-    """Processes that encode; default: one a CPU of the cluster."""
-    address: str | None = None
-    """Ray cluster to join ("auto": the one running here); default: RAY_ADDRESS, else a private local one."""
-    max_failed_share: float = 0.1
-    """Above this share of failed clips the exit status is 3."""
     max_worker_mib: float = 8192.0
     """A worker found above this between two shards is replaced by a fresh one."""
-    verbose: bool = False
-    """Show the logs of Ray and of the workers."""
 
     def __post_init__(self) -> None:
+        PoolConfig.__post_init__(self)
         if (self.width is None) != (self.height is None):
             raise ValueError("width and height go together")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r}: known are {DTYPES}")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError("workers must be at least 1")
-        if self.clip_timeout_s <= 0 or self.max_deaths < 1 or self.max_worker_mib <= 0:
-            raise ValueError("limits must be positive")
 
 
-class EncodeShard(WriteShard):
-    """One shard number in, the counts of its clips out."""
+class EncodeShard(ShardWorker):
+    """Encodes the clips of a shard."""
 
     def __init__(self, config: EncodeJobConfig, run_id: str) -> None:
         super().__init__(config, run_id)
@@ -108,23 +85,10 @@ def run_encode(config: EncodeJobConfig, check: Callable[[], None] = lambda: None
 
     Raises ValueError for a folder that is none or an `out` of another autoencoder or size, OSError.
     """
-    shards, clips_of = prepare(config)
+    _, clips_of = prepare(config)
     tally = ShardTally(num_shards=len(clips_of), num_clips=sum(clips_of.values()))
-    numbers = list(clips_of)
-    if not numbers:
-        return tally
-    started = start_ray(RunConfig(address=config.address, verbose=config.verbose))
-    try:
-        check()
-        workers = min(config.workers or int(ray.cluster_resources().get("CPU", 1)), len(numbers))
-        arguments = (config, new_run_id())
-        consume(iter(numbers), EncodeShard, arguments, workers, tally, check, num_gpus=config.num_gpus)
-        for group in groups(shards):
-            assemble_index(shards, group)
-        write_manifest(shards)
-    finally:
-        if started:
-            ray.shutdown()
+    if clips_of:
+        run_pool(EncodeShard, config, iter(clips_of), tally, check, num_gpus=config.num_gpus)
     return tally
 
 
