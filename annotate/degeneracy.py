@@ -150,26 +150,6 @@ def is_explained(fit: RotationFit, tracks: Tracks, config: DegeneracyConfig) -> 
     return fit.median_px < limit and fit.inlier_share > config.rotation_inlier_share
 
 
-def explained_share(fit: RotationFit, tracks: Tracks, config: DegeneracyConfig) -> float:
-    """Share of all tracks in the fit's keyframes, used by it or not, that it explains over most of their life."""
-    kf_idx, track_idx, xy = keyframe_observations(tracks)
-    rows = np.isin(kf_idx, fit.kf_idx)
-    kf_idx, track_idx, xy = kf_idx[rows], track_idx[rows], xy[rows]
-    at = np.searchsorted(fit.kf_idx, kf_idx)
-    focal, centre = fit.focal_px[at, None], np.array([tracks.width / 2, tracks.height / 2])
-    in_cam = np.concatenate([(xy - centre) / focal, np.ones((len(xy), 1))], axis=1)
-    in_cam /= np.linalg.norm(in_cam, axis=1, keepdims=True)
-    direction = np.zeros((tracks.num_tracks, 3))
-    np.add.at(direction, track_idx, np.einsum("mji,mj->mi", fit.rotation[at], in_cam))
-    seen = np.einsum("mij,mj->mi", fit.rotation[at], direction[track_idx])
-    error = np.linalg.norm(seen[:, :2] / seen[:, 2:] * focal + centre - xy, axis=1)
-    limit = 3 * config.rotation_px * max(tracks.width, tracks.height) / 640
-    total = np.bincount(track_idx, minlength=tracks.num_tracks)
-    agreeing = np.bincount(track_idx, error < limit, minlength=tracks.num_tracks)
-    judged = total > 1
-    return float(np.mean(agreeing[judged] > 0.7 * total[judged])) if judged.any() else 0.0
-
-
 def is_zooming(fit: RotationFit, config: DegeneracyConfig) -> bool:
     """Whether the focal length changes over the clip by more than noise makes it."""
     return float(np.ptp(np.log(fit.focal_px))) > config.zoom_log_range

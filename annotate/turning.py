@@ -9,19 +9,13 @@ better; where it only turns, they stay without depth or gain nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from worldline.annotate.bundle_problem import Bundle, reprojection_errors
-from worldline.annotate.degeneracy import (
-    DegeneracyConfig,
-    RotationFit,
-    explained_share,
-    is_explained,
-    is_zooming,
-)
+from worldline.annotate.degeneracy import DegeneracyConfig, RotationFit, is_explained, is_zooming
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.mapper import keyframe_observations
 from worldline.annotate.tracks import Tracks
@@ -110,6 +104,21 @@ def only_turns(fit: RotationFit, keyframe_map: KeyframeMap, tracks: Tracks, conf
     may_zoom = is_zooming(fit, config) and explained_share(fit, tracks, config) > config.zoom_background_share
     needed = config.gain_over_zoom if may_zoom else config.gain_over_turning
     return of_turning < needed * of_map
+
+
+def explained_share(fit: RotationFit, tracks: Tracks, config: DegeneracyConfig) -> float:
+    """Share of all tracks in the fit's keyframes, used by it or not, that it explains over most of their life."""
+    kf_idx, track_idx, xy = keyframe_observations(tracks)
+    rows = np.isin(kf_idx, fit.kf_idx)
+    at, track_idx = np.searchsorted(fit.kf_idx, kf_idx[rows]), track_idx[rows]
+    across = (xy[rows] - [tracks.width / 2, tracks.height / 2]) / fit.focal_px[at, None]
+    in_cam = np.concatenate([across, np.ones((len(across), 1))], axis=1)
+    in_cam /= np.linalg.norm(in_cam, axis=1, keepdims=True)
+    direction = np.zeros((tracks.num_tracks, 3))
+    np.add.at(direction, track_idx, np.einsum("mji,mj->mi", fit.rotation[at], in_cam))
+    evidence = _evidence(replace(fit, direction=direction), tracks, config)
+    judged = np.bincount(track_idx, minlength=tracks.num_tracks) > 1
+    return float(evidence.is_background[judged].mean()) if judged.any() else 0.0
 
 
 def _evidence(fit: RotationFit, tracks: Tracks, config: DegeneracyConfig) -> _Evidence:

@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks.report import RESULTS_DIR, write_report
 from worldline.datasets.synthetic_walks import Walks, rendered_walks
 from worldline.evaluate.following import paired_table
+from worldline.model.autoencoder import from_pixels, to_pixels
 from worldline.model.camera_embedding import CameraConditions, CameraGridConfig
 from worldline.model.config import ModelConfig
 from worldline.model.diffusion import FlowConfig, draw_levels, flow_loss, noised
@@ -80,7 +81,7 @@ class Follower:
     def __init__(self, train: Walks, camera: str, plucker: bool) -> None:
         torch.manual_seed(0)
         self.autoencoder = PatchAutoencoder()
-        self.autoencoder.fit(_video(train.frames[:200]))
+        self.autoencoder.fit(from_pixels(train.frames[:200]))
         self.config = ModelConfig(
             width=64,
             num_blocks=3,
@@ -99,7 +100,7 @@ class Follower:
 
     def train(self, walks: Walks, job: Job) -> None:
         """Flow matching with the first frame given clean."""
-        latents = self.autoencoder.encode(_video(walks.frames))
+        latents = self.autoencoder.encode(from_pixels(walks.frames))
         optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=job.lr, weight_decay=0.01, betas=(0.9, 0.98)
         )
@@ -123,14 +124,15 @@ class Follower:
     @torch.no_grad()
     def videos(self, frames: np.ndarray, first_from_cam: np.ndarray, *, steps: int, seed: int) -> np.ndarray:
         """[N, F, H, W, 3] uint8 from the first of frames [N, F, H, W, 3] along paths [N, F, 3, 4]."""
-        first = self.autoencoder.encode(_video(frames[:, :1]))
+        first = self.autoencoder.encode(from_pixels(frames[:, :1]))
         generator = torch.Generator().manual_seed(seed)
         shape = (len(first), first.shape[1], NUM_FRAMES - 1, *first.shape[3:])
         x = torch.cat([first, torch.randn(shape, generator=generator)], dim=2)
         cameras = self._cameras(first_from_cam)
         table = even_schedule(steps, NUM_FRAMES, shift=3.0, num_clean=1)
-        made = self.autoencoder.decode(sample_euler(lambda x, s: self._velocity(x, s, cameras), x, table))
-        return ((made.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).numpy()
+        return to_pixels(
+            self.autoencoder.decode(sample_euler(lambda x, s: self._velocity(x, s, cameras), x, table))
+        )
 
     def _cameras(self, first_from_cam: np.ndarray) -> CameraConditions | None:
         paths = torch.as_tensor(first_from_cam, dtype=torch.float32)
@@ -149,11 +151,6 @@ def measure(follower: Follower, walks: Walks, job: Job) -> list[Row]:
         walks.first_from_cam,
         noise_seeds=job.noise_seeds,
     )
-
-
-def _video(frames: np.ndarray) -> Tensor:
-    """[N, F, H, W, 3] uint8 -> [N, 3, F, H, W] in [-1, 1]."""
-    return (torch.from_numpy(np.ascontiguousarray(frames)).float() / 127.5 - 1).permute(0, 4, 1, 2, 3)
 
 
 def main(job: Job) -> int:

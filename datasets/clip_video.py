@@ -131,22 +131,48 @@ def decode_video(data: bytes, first: int = 0, count: int | None = None, stride: 
     return np.stack(images)
 
 
-def covering(
-    lens: Intrinsics, width: int, height: int
-) -> tuple[Intrinsics, tuple[int, int], tuple[int, int]]:
-    """The lens after its picture was scaled to cover the size and cut at the centre, the size in between, and
-    (left, top) of the cut.
-    """
-    factor = max(width / lens.width, height / lens.height)
-    size = max(width, round(lens.width * factor)), max(height, round(lens.height * factor))
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return lens.resized(*size).cropped(left, top, width, height), size, (left, top)
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Scales a picture to cover a size and cuts it at the centre."""
+
+    source_width: int
+    source_height: int
+    width: int
+    height: int
+
+    @property
+    def factor(self) -> float:
+        return max(self.width / self.source_width, self.height / self.source_height)
+
+    @property
+    def scaled(self) -> tuple[int, int]:
+        """(width, height) before the cut."""
+        factor = self.factor
+        return (
+            max(self.width, round(self.source_width * factor)),
+            max(self.height, round(self.source_height * factor)),
+        )
+
+    @property
+    def left_top(self) -> tuple[int, int]:
+        """Of the cut."""
+        width, height = self.scaled
+        return (width - self.width) // 2, (height - self.height) // 2
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """[height, width, 3] uint8 of a source image."""
+        interpolation = cv2.INTER_AREA if self.factor < 1 else cv2.INTER_CUBIC
+        left, top = self.left_top
+        if (self.source_width, self.source_height) != self.scaled:
+            image = cv2.resize(image, self.scaled, interpolation=interpolation)
+        return image[top : top + self.height, left : left + self.width]
+
+    def camera(self, intrinsics: Intrinsics) -> Intrinsics:
+        """The source's lens after scaling and cutting."""
+        return intrinsics.resized(*self.scaled).cropped(*self.left_top, self.width, self.height)
 
 
 def cover(images: np.ndarray, lens: Intrinsics, width: int, height: int) -> tuple[np.ndarray, Intrinsics]:
-    """Images [F, H, W, 3] uint8 scaled to cover the size and cut at the centre, and their lens after that."""
-    fitted, size, (left, top) = covering(lens, width, height)
-    if size != (lens.width, lens.height):
-        interpolation = cv2.INTER_AREA if size[0] < lens.width else cv2.INTER_CUBIC
-        images = np.stack([cv2.resize(image, size, interpolation=interpolation) for image in images])
-    return np.ascontiguousarray(images[:, top : top + height, left : left + width]), fitted
+    """Images [F, H, W, 3] uint8 and their lens, fitted to the size."""
+    fit = Fit(lens.width, lens.height, width, height)
+    return np.stack([fit.image(image) for image in images]), fit.camera(lens)

@@ -7,8 +7,8 @@ so that clips of bent lenses can be trained on from latents too.
 
 from __future__ import annotations
 
+import functools
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,15 +18,8 @@ import numpy as np
 from worldline.annotate.camera import Intrinsics
 from worldline.datasets.clip_video import cover, decode_video
 from worldline.datasets.schema import ClipRejected
-from worldline.datasets.shard_format import (
-    TAR_END,
-    json_bytes,
-    row_from_json,
-    scan_tar,
-    split_member_name,
-    tar_member,
-)
-from worldline.datasets.shards import rows_of_tar
+from worldline.datasets.shard_format import json_bytes, row_from_json, scan_tar, split_member_name
+from worldline.datasets.shards import write_tar
 from worldline.datasets.straighten import straighten
 
 Row = dict[str, Any]
@@ -109,31 +102,20 @@ def encode_shard(
 
     Raises OSError naming the file, ClipRejected where the source is no whole shard.
     """
-    rejected: dict[str, Row] = {}
-    order: list[str] = []
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as tar:
-            for row, mp4 in _clips(source):
-                order.append(row["clip_id"])
-                outcome = guard(row, lambda row=row, mp4=mp4: encode(row, mp4))  # type: ignore[misc]
-                if isinstance(outcome, tuple):
-                    columns, latents = outcome
-                    buffer = io.BytesIO()
-                    np.save(buffer, latents, allow_pickle=False)
-                    tar.write(tar_member(f"{row['clip_id']}.json", json_bytes(row | columns)))
-                    tar.write(tar_member(f"{row['clip_id']}.latent.npy", buffer.getvalue()))
-                else:
-                    rejected[row["clip_id"]] = row | outcome
-            tar.write(TAR_END)
-            tar.flush()
-            os.fsync(tar.fileno())
-        placed = {row["clip_id"]: row for row in rows_of_tar(temporary, target.name)}
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return [placed.get(clip) or rejected[clip] for clip in order]
+
+    def outcomes() -> Iterator[list[tuple[str, bytes]] | Row]:
+        for row, mp4 in _clips(source):
+            outcome = guard(row, functools.partial(encode, row, mp4))
+            if isinstance(outcome, dict):
+                yield row | outcome
+                continue
+            columns, latents = outcome
+            buffer = io.BytesIO()
+            np.save(buffer, latents, allow_pickle=False)
+            name = row["clip_id"]
+            yield [(f"{name}.json", json_bytes(row | columns)), (f"{name}.latent.npy", buffer.getvalue())]
+
+    return write_tar(target, outcomes())
 
 
 def _clips(source: Path) -> Iterator[tuple[Row, bytes]]:

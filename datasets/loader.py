@@ -178,6 +178,11 @@ class Loader:
             yield from batch
 
 
+def share_of(count: int, rank: int, world_size: int) -> range:
+    """Places in a global batch of `count` samples that are one rank's."""
+    return range(count * rank // world_size, count * (rank + 1) // world_size)
+
+
 def _as_it_is(batch: Any) -> Any:
     """In place of torch's conversion of every array to a tensor."""
     return batch
@@ -220,8 +225,8 @@ class _Batches(IterableDataset):
         count = config.global_batch
         if config.epochs is not None:
             count = max(0, min(count, config.epochs * len(self._selection) - start))
-        share = [count * rank // config.world_size for rank in (config.rank, config.rank + 1)]
-        return np.arange(start + share[0], start + share[1])
+        share = share_of(count, config.rank, config.world_size)
+        return np.arange(start + share.start, start + share.stop)
 
 
 class SampleReader:

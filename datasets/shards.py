@@ -13,17 +13,16 @@ import functools
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from worldline.annotate.camera import Intrinsics
 from worldline.annotate.video import Span, VideoInfo, local_copy, probe, read_frames
-from worldline.datasets.clip_video import EncodeConfig, encode_video, nearest_frames
+from worldline.datasets.clip_video import EncodeConfig, Fit, encode_video, nearest_frames
 from worldline.datasets.schema import FAILED, OK, REJECTED, ClipRejected
 from worldline.datasets.shard_format import (
     MEMBERS,
@@ -70,49 +69,12 @@ def cut_clip(row: Row, info: VideoInfo, config: EncodeConfig) -> CutClip:
     if len(frame_idx) < config.min_frames:
         raise ClipRejected("shard", "too_short", f"{len(frame_idx)} frames at {config.fps} fps")
     span = Span(start_s=float(times_s[0]), end_s=float(times_s[-1]) + 1e-3)
-    fit = _Fit(info.width, info.height, config.width, config.height)
+    fit = Fit(info.width, info.height, config.width, config.height)
     mp4 = encode_video(_fitted_frames(info, span, start + frame_idx, fit), config)
     return CutClip(columns=_written_columns(row, frame_idx, fit, config), mp4=mp4)
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    """Scales a source to cover the target and cuts it at the centre."""
-
-    source_width: int
-    source_height: int
-    width: int
-    height: int
-
-    @property
-    def resized(self) -> tuple[int, int]:
-        scale = self.factor
-        return (
-            max(self.width, round(self.source_width * scale)),
-            max(self.height, round(self.source_height * scale)),
-        )
-
-    @property
-    def factor(self) -> float:
-        return max(self.width / self.source_width, self.height / self.source_height)
-
-    @property
-    def left_top(self) -> tuple[int, int]:
-        width, height = self.resized
-        return (width - self.width) // 2, (height - self.height) // 2
-
-    def image(self, image: np.ndarray) -> np.ndarray:
-        interpolation = cv2.INTER_AREA if self.factor < 1 else cv2.INTER_CUBIC
-        left, top = self.left_top
-        if (self.source_width, self.source_height) != self.resized:
-            image = cv2.resize(image, self.resized, interpolation=interpolation)
-        return image[top : top + self.height, left : left + self.width]
-
-    def camera(self, intrinsics: Intrinsics) -> Intrinsics:
-        return intrinsics.resized(*self.resized).cropped(*self.left_top, self.width, self.height)
-
-
-def _fitted_frames(info: VideoInfo, span: Span, wanted: np.ndarray, fit: _Fit) -> Iterator[np.ndarray]:
+def _fitted_frames(info: VideoInfo, span: Span, wanted: np.ndarray, fit: Fit) -> Iterator[np.ndarray]:
     """One image for each entry of `wanted` (ascending indices in the file)."""
     frames = read_frames(info, span)
     index, image = -1, np.empty(0)
@@ -129,7 +91,7 @@ def _fitted_frames(info: VideoInfo, span: Span, wanted: np.ndarray, fit: _Fit) -
         yield image
 
 
-def _written_columns(row: Row, frame_idx: np.ndarray, fit: _Fit, config: EncodeConfig) -> Row:
+def _written_columns(row: Row, frame_idx: np.ndarray, fit: Fit, config: EncodeConfig) -> Row:
     columns = dict(row)
     for name, count in PER_FRAME.items():
         if name in row and row[name] is not None:
@@ -145,7 +107,7 @@ def _written_columns(row: Row, frame_idx: np.ndarray, fit: _Fit, config: EncodeC
     camera = fit.camera(source)
     for name in ("focal_sigma_px", "reprojection_px", "heldout_px"):
         if row[name] is not None:
-            columns[name] = row[name] * fit.resized[0] / row["width"]
+            columns[name] = row[name] * fit.scaled[0] / row["width"]
     registered = columns["is_registered"]
     num_registered = len(frame_idx) if registered is None else int(np.sum(registered))
     with np.errstate(invalid="ignore"):
@@ -191,28 +153,41 @@ def write_shard(
     Clips of one video should follow each other: the file is fetched and probed once for them. `latent_dir` holds
     `<clip_id>.npy` files, which go along where they are. Raises OSError naming the file.
     """
-    rejected: dict[str, Row] = {}
-    order: list[str] = []
-    tar_path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tar_path.with_name(f".{tar_path.name}.{os.getpid()}.tmp")
+    outcomes = (
+        _members(outcome, _latent(latent_dir, row["clip_id"]))
+        if isinstance(outcome, CutClip)
+        else _identity(row) | outcome
+        for row, outcome in _cut_all(rows, config, guard)
+    )
+    return write_tar(tar_path, outcomes)
+
+
+def write_tar(path: Path, outcomes: Iterable[Sequence[tuple[str, bytes]] | Row]) -> list[Row]:
+    """Writes the members (name, bytes) of each clip under a temporary name, then renames the tar; one index row a
+    clip, in their order.
+
+    The outcome of a clip that has no members is its row. Raises OSError naming the file.
+    """
+    order: list[str | Row] = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as tar:
-            for row, outcome in _cut_all(rows, config, guard):
-                order.append(row["clip_id"])
-                if isinstance(outcome, CutClip):
-                    latent = _latent(latent_dir, row["clip_id"])
-                    for name, data in _members(outcome, latent):
-                        tar.write(tar_member(name, data))
-                else:
-                    rejected[row["clip_id"]] = _identity(row) | outcome
+            for outcome in outcomes:
+                if isinstance(outcome, dict):
+                    order.append(outcome)
+                    continue
+                order.append(split_member_name(outcome[0][0])[0])
+                for name, data in outcome:
+                    tar.write(tar_member(name, data))
             tar.write(TAR_END)
             tar.flush()
             os.fsync(tar.fileno())
-        placed = {row["clip_id"]: row for row in rows_of_tar(temporary, tar_path.name)}
-        os.replace(temporary, tar_path)
+        placed = {row["clip_id"]: row for row in rows_of_tar(temporary, path.name)}
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return [placed.get(clip) or rejected[clip] for clip in order]
+    return [placed[item] if isinstance(item, str) else item for item in order]
 
 
 def rows_of_tar(path: Path, shard: str | None = None) -> Iterator[Row]:
@@ -259,12 +234,10 @@ def _latent(latent_dir: Path | None, clip_id: str) -> bytes | None:
     return data
 
 
-def _members(clip: CutClip, latent: bytes | None) -> Iterator[tuple[str, bytes]]:
+def _members(clip: CutClip, latent: bytes | None) -> list[tuple[str, bytes]]:
     clip_id = clip.columns["clip_id"]
-    yield f"{clip_id}.json", json_bytes(clip.columns)
-    if latent is not None:
-        yield f"{clip_id}.latent.npy", latent
-    yield f"{clip_id}.mp4", clip.mp4
+    latents = [] if latent is None else [(f"{clip_id}.latent.npy", latent)]
+    return [(f"{clip_id}.json", json_bytes(clip.columns)), *latents, (f"{clip_id}.mp4", clip.mp4)]
 
 
 def _cut_all(rows: Iterable[Row], config: EncodeConfig, guard: Guard) -> Iterator[tuple[Row, CutClip | Row]]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from worldline.annotate.camera import Intrinsics, compose, invert
-from worldline.datasets.clip_video import cover, covering, decode_video
+from worldline.datasets.clip_video import Fit, cover, decode_video
 from worldline.datasets.schema import METRIC, ClipRejected
 from worldline.datasets.straighten import straighten
 
@@ -124,7 +124,7 @@ def training_view(sample: dict[str, Any], config: ViewConfig) -> ClipView:
     if latent is None:
         images, lens = _images(sample, start, config, lens)
     elif config.width is not None and config.height is not None:
-        lens = covering(lens, config.width, config.height)[0]
+        lens = Fit(lens.width, lens.height, config.width, config.height).camera(lens)
     return ClipView(
         clip_id=row["clip_id"],
         frames=None if images is None else torch.from_numpy(images).permute(0, 3, 1, 2),

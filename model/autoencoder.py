@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,6 +40,18 @@ class Autoencoder(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, c, T, h, w] -> [B, 3, F, H, W]."""
         ...
+
+
+def from_pixels(frames: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Frames [..., F, H, W, 3] uint8 as the video [..., 3, F, H, W] in [-1, 1] that autoencoders read."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+    return (pixels.float() / 127.5 - 1).movedim(-1, -4)
+
+
+def to_pixels(video: Tensor) -> np.ndarray:
+    """Video [..., 3, F, H, W] about in [-1, 1] as frames [..., F, H, W, 3] uint8."""
+    pixels = ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return pixels.movedim(-4, -1).cpu().numpy()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from worldline.annotate.camera import Intrinsics, compose, invert
 from worldline.datasets.clip_video import cover
-from worldline.model.autoencoder import CausalAutoencoder
+from worldline.model.autoencoder import CausalAutoencoder, from_pixels, to_pixels
 from worldline.model.camera_embedding import CameraConditions
 from worldline.model.rope import Grid
 from worldline.model.sampler import even_schedule, roll_out, sample_euler, with_guidance
@@ -75,7 +75,7 @@ class RunGenerator:
         )
         table = even_schedule(steps, num_latents, shift=SHIFT, num_clean=1)
         latents = sample_euler(velocity, torch.cat([first, noise], dim=2), table)
-        return _pictures(self.autoencoder.decode(latents))
+        return to_pixels(self.autoencoder.decode(latents))
 
     def stream(
         self,
@@ -153,12 +153,10 @@ class RunGenerator:
                 video, tails = self.autoencoder.decode_piece(latents, tails)
             else:
                 video = self.autoencoder.decode(latents)
-            yield from _pictures(video)[0]
+            yield from to_pixels(video)[0]
 
     def _encoded(self, frames: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device)
-        video = (pixels.float() / 127.5 - 1).permute(0, 3, 1, 2)[:, :, None]
-        return self.autoencoder.encode(video)
+        return self.autoencoder.encode(from_pixels(frames[:, None], self.device))
 
     def _noise(self, shape: tuple[int, ...], seed: int) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
@@ -215,9 +213,3 @@ class RunBackend:
                 prompt=config.prompt,
                 guidance=1.0 if config.guidance is None else config.guidance,
             )
-
-
-def _pictures(video: Tensor) -> np.ndarray:
-    """[N, 3, F, H, W] about in [-1, 1] -> [N, F, H, W, 3] uint8."""
-    pixels = ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return pixels.permute(0, 2, 3, 4, 1).cpu().numpy()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldline.model.autoencoder import CausalAutoencoder
+from worldline.model.autoencoder import CausalAutoencoder, from_pixels
 from worldline.model.patch_autoencoder import PatchAutoencoder
 
 
@@ -26,8 +26,7 @@ class LatentEncoder:
         found: list[np.ndarray] = []
         tails: list[Tensor] | None = None
         for images in pieces:
-            pixels = torch.from_numpy(images).to(self._device).float().div(127.5).sub(1)
-            video = pixels.permute(3, 0, 1, 2)[None]
+            video = from_pixels(images[None], self._device)
             if isinstance(self._autoencoder, CausalAutoencoder):
                 latents, tails = self._autoencoder.encode_piece(video, tails)
             else:

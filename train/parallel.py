@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from worldline.datasets.loader import share_of
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -31,7 +33,7 @@ class Ranks:
 
     def share(self, batch: int) -> range:
         """Places in the global batch that are this process's."""
-        return range(batch * self.rank // self.world_size, batch * (self.rank + 1) // self.world_size)
+        return share_of(batch, self.rank, self.world_size)
 
 
 def join_ranks(device: str) -> Ranks:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from worldline.annotate.camera import Intrinsics, project, rotation_from_rotvec, transform
-from worldline.annotate.degeneracy import DegeneracyConfig, explained_share, fit_rotation, is_zooming
+from worldline.annotate.degeneracy import DegeneracyConfig, fit_rotation, is_zooming
 from worldline.annotate.mapper import MappingConfig
 from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.moving import MovingConfig, find_moving
 from worldline.annotate.tracks import Keyframe, TrackConfig, Tracks, track_points, without
-from worldline.annotate.turning import may_only_turn, only_turns
+from worldline.annotate.turning import explained_share, may_only_turn, only_turns
 from worldline.datasets.schema import ClipRejected
 from worldline.datasets.synthetic import ClipRenderer
 from worldline.datasets.synthetic_config import SyntheticConfig
