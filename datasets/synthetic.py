@@ -266,6 +266,15 @@ def load_clip(folder: Path) -> SyntheticClip:
     return SyntheticClip(folder=folder, config=config, truth=truth)
 
 
+def find_clip(config: SyntheticConfig, folder: Path) -> SyntheticClip | None:
+    """What `write_clip` wrote with this very config; None where it did not, or not to the end."""
+    try:
+        clip = load_clip(folder)
+    except (OSError, ValueError):
+        return None
+    return clip if clip.config == config else None
+
+
 def _write_depth(path: Path, depth_m: np.ndarray) -> None:
     path.parent.mkdir(exist_ok=True)
     depth_mm = np.where(depth_m * 1000 < 65535.5, depth_m * 1000, 0)

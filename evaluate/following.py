@@ -125,18 +125,18 @@ def paired_table(
         return values.reshape(-1, 2, *values.shape[1:])[:, ::-1].reshape(values.shape)
 
     rest = np.broadcast_to(np.eye(3, 4), first_from_cam.shape).copy()
-    paths = {"own": first_from_cam, "other": swapped(first_from_cam), "rest": rest}
-    db: dict[str, list[np.ndarray]] = {name: [] for name in (*paths, "against other truth")}
+    db: dict[str, list[np.ndarray]] = {"own": [], "other": [], "rest": [], "against other truth": []}
     likeness = []
     for seed in range(noise_seeds):
-        for name, path in paths.items():
-            made = make(path, seed)
-            db[name].append(psnr_db(made[:, 1:], truth[:, 1:]))
-            if name == "own":
-                db["against other truth"].append(psnr_db(made[:, 1:], swapped(truth)[:, 1:]))
-                likeness.append(ssim(made[:, 1:], truth[:, 1:]))
+        own, other = make(first_from_cam, seed), make(swapped(first_from_cam), seed)
+        scores = pixel_following(own, other, truth)
+        db["own"].append(scores.commanded_db)
+        db["other"].append(scores.other_db)
+        db["rest"].append(psnr_db(make(rest, seed)[:, 1:], truth[:, 1:]))
+        db["against other truth"].append(psnr_db(own[:, 1:], swapped(truth)[:, 1:]))
+        likeness.append(ssim(own[:, 1:], truth[:, 1:]))
+    still_db = scores.still_db[None]
     still = np.broadcast_to(truth[:, :1], truth.shape)
-    still_db = psnr_db(still[:, 1:], truth[:, 1:])[None]
     found = {name: np.stack(values) for name, values in db.items()}  # [seeds, N]
     return [
         _row("its video, PSNR against its path's truth, dB", found["own"]),

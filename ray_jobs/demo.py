@@ -101,12 +101,8 @@ def _render_walk(config: DemoConfig) -> synthetic.SyntheticClip:
     wanted = synthetic.SyntheticConfig(
         scene="street", path="walking", num_frames=config.num_frames, motion_blur=0.3, noise=2.0, num_moving=2
     )
-    try:
-        known = synthetic.load_clip(folder)
-        if known.config == wanted:
-            return known
-    except (OSError, ValueError):
-        pass  # not rendered yet, or not to the end
+    if (known := synthetic.find_clip(wanted, folder)) is not None:
+        return known
     print(f"rendering a walk of {config.num_frames} frames into {folder}")
     clip = synthetic.write_clip(wanted, folder)
     sidecar = {"source": "worldline.datasets.synthetic", "licence": "CC0-1.0"}

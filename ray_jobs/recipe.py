@@ -29,7 +29,8 @@ from worldline.datasets import decisions
 from worldline.datasets.clip_video import EncodeConfig
 from worldline.datasets.commit_log import replace_file
 from worldline.datasets.schema import MissingBackend
-from worldline.datasets.synthetic import load_clip, write_clip
+from worldline.datasets.shard_index import select
+from worldline.datasets.synthetic import find_clip, write_clip
 from worldline.datasets.synthetic_config import SyntheticConfig
 from worldline.datasets.synthetic_walks import Walks, rendered_walks
 from worldline.evaluate.following import paired_table
@@ -39,7 +40,7 @@ from worldline.ray_jobs.progress import INTERRUPTED
 from worldline.train.checkpoint import load_run
 from worldline.train.generate import GenerateConfig, generate
 from worldline.train.generate_run import RunGenerator
-from worldline.train.presets import WALK_VIEW, walk_model, walk_patches
+from worldline.train.presets import WALK_HEIGHT, WALK_VIEW, WALK_WIDTH, walk_model, walk_patches
 from worldline.train.trainer import NotFinite, train
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class Recipe:
                 fov_x_deg=FOV_X_DEG,
                 depth_every=8,
             )
-            if (folder / "camera.json").exists() and load_clip(folder).config == film:
+            if find_clip(film, folder) is not None:
                 continue
             given = {"depth_path": "{folder}/depth_mm"}
             sidecar = {"licence": "CC0-1.0", "source": "rendered place", "mode": "gt_depth", "given": given}
@@ -201,9 +202,7 @@ class Recipe:
 
     def shard(self) -> None:
         """`worldline shard`, at the size of training."""
-        assert WALK_VIEW.width is not None
-        assert WALK_VIEW.height is not None
-        written = EncodeConfig(width=WALK_VIEW.width, height=WALK_VIEW.height, crf=12)
+        written = EncodeConfig(width=WALK_WIDTH, height=WALK_HEIGHT, crf=12)
         run = self.config.run
         job = shard.ShardConfig(
             dataset=self.dataset, out=self.shards, encode=written, address=run.address, workers=run.workers
@@ -262,9 +261,9 @@ class Recipe:
         """index.html and the model's card, README.md of the run."""
         out, results = self.config.out, self.config.out / "evaluation" / "results.json"
         tables: dict[str, Any] = json.loads(results.read_text())["tables"] if results.exists() else {}
-        tables["Clips by licence and source"] = self._ledger()
+        tables["Clips by licence and source"] = ledger = self._ledger()
         tables["Time"] = [{"stage": c["stage"], "this time, s": round(c["wall_s"], 1)} for c in self._costs]
-        facts = {"costs": tables["Time"], "ledger": tables["Clips by licence and source"]}
+        facts = {"costs": tables["Time"], "ledger": ledger}
         results.parent.mkdir(parents=True, exist_ok=True)
         replace_file(results.with_name("stages.json"), json.dumps(facts, indent=2).encode())
         pictures = {}
@@ -275,7 +274,7 @@ class Recipe:
         pictures["Loss of training"] = line_plot("flow loss", log["step"].to_numpy(), log["loss"].to_numpy())
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         notes = [
-            f"{len(self._table())} clips annotated; trained {int(log['step'].iloc[-1])} steps on those kept.",
+            f"{sum(row['clips'] for row in ledger)} clips annotated; trained {int(log['step'].iloc[-1])} steps on those kept.",
             "Frames are compared with true renders of the commanded path. Two walks begin at each start, so that each"
             " has another path to be mistaken for. The first frame is given and not scored.",
             "Frames of 64 x 48 pixels are too small for a trajectory to be recovered from them.",
@@ -289,16 +288,13 @@ class Recipe:
         logger.info("page: %s\nmodel: %s", out / "index.html", self.model)
 
     def _walks(self, seed: int) -> Walks:
-        view = WALK_VIEW
-        assert view.width is not None
-        assert view.height is not None
         return rendered_walks(
             seed,
             num_starts=self.config.place.test_starts,
             walks_a_start=2,
-            num_frames=view.num_frames,
-            width=view.width,
-            height=view.height,
+            num_frames=WALK_VIEW.num_frames,
+            width=WALK_WIDTH,
+            height=WALK_HEIGHT,
             fov_x_deg=FOV_X_DEG,
             seed=2,
         )
@@ -325,26 +321,15 @@ class Recipe:
             )
         )
 
-    def _table(self) -> pd.DataFrame:
-        names = [
-            "clip_id",
-            "source",
-            "licence",
-            "status",
-            "reason",
-            "degeneracy",
-            "scale_status",
-            "start_s",
-            "end_s",
-        ]
-        return pd.read_parquet(self.dataset / "trajectories", columns=[*names, "scale_sigma"])
-
     def _ledger(self) -> list[dict[str, Any]]:
         """Per source and licence: clips, kept ones, those trained on, and seconds of these."""
+        names = ["clip_id", "source", "licence", "start_s", "end_s", "scale_sigma"]
+        rows = pd.read_parquet(self.dataset / "trajectories", columns=names)
         kept = pd.read_parquet(self.decided, columns=["clip_id", "keep"])
-        rows = self._table().merge(kept, on="clip_id", how="left")
+        rows = rows.merge(kept, on="clip_id", how="left")
         rows["is_kept"] = rows["keep"].eq(True)
-        rows["is_used"] = rows["is_kept"] & rows["scale_status"].eq("metric") & rows["degeneracy"].eq("ok")
+        used_ids = select(self.latents, WHERE, decisions=self.decided).records["clip_id"]
+        rows["is_used"] = rows["clip_id"].isin(np.char.decode(used_ids, "ascii"))
         found = []
         for (source, licence), part in rows.groupby(["source", "licence"], dropna=False):
             used = part[part["is_used"]]

@@ -9,6 +9,7 @@ elsewhere cannot run code.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Run:
     path: Path
 
 
-def save(run_dir: Path, step: int, state: dict[str, Any], config_json: str) -> Path:
+def save(run_dir: Path, step: int, state: dict[str, Any]) -> Path:
     """Writes RUN/checkpoints/step_<step> under a temporary name and renames it; the folder.
 
     A folder of that step that is there already is replaced. Raises OSError.
@@ -45,7 +46,7 @@ def save(run_dir: Path, step: int, state: dict[str, Any], config_json: str) -> P
     final = run_dir / "checkpoints" / f"step_{step:08d}"
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
-    (temporary / "config.json").write_text(config_json, encoding="utf-8")
+    (temporary / "config.json").write_text(json.dumps(state["config"], indent=2), encoding="utf-8")
     with (temporary / "state.pt").open("wb") as file:
         torch.save(state, file)
         file.flush()

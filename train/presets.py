@@ -23,7 +23,9 @@ TINY_VIEW = ViewConfig(num_frames=33, width=96, height=64)
 """Two seconds: 5 x 8 x 12 latents of the causal autoencoder."""
 
 
-WALK_VIEW = ViewConfig(num_frames=5, time_stride=1, stride=8, width=64, height=48)
+WALK_WIDTH, WALK_HEIGHT = 64, 48
+"""Pixels."""
+WALK_VIEW = ViewConfig(num_frames=5, time_stride=1, stride=8, width=WALK_WIDTH, height=WALK_HEIGHT)
 """Two seconds, a frame every half second: 5 x 6 x 8 latents of patches. A camera that hardly moves between frames
 teaches a small model to repeat the first one."""
 WALK_MODEL = ModelConfig(

@@ -75,10 +75,9 @@ def train(config: TrainConfig) -> None:
     if config.cached_latents:
         _check_latents(config, autoencoder)
     loader = _loader(config, ranks)
-    config_json = json.dumps(plain(config), indent=2)
     start = _restore(config, net, optimizer, ema, loader)
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "config.json").write_text(config_json, encoding="utf-8")
+    if ranks.is_first:
+        _write_config(config)
     loss_of = loss_function(config, net, autoencoder)
 
     def write(step: int) -> None:
@@ -93,7 +92,7 @@ def train(config: TrainConfig) -> None:
             "step": step,
             "config": plain(config),
         }
-        save(config.out, step, state, config_json)
+        save(config.out, step, state)
 
     is_whole = True
     step, saved, batches, since = start, start, iter(loader), time.monotonic()
@@ -134,7 +133,6 @@ def _fit_patches(config: TrainConfig, autoencoder: PatchAutoencoder) -> None:
     loader = _loader(config)
     batches = iter(loader)
     autoencoder.fit(torch.cat([video(next(batches), config.device) for _ in range(config.steps)]))
-    config_json = json.dumps(plain(config), indent=2)
     weights = autoencoder.state_dict()
     state = {
         "model": weights,
@@ -143,10 +141,14 @@ def _fit_patches(config: TrainConfig, autoencoder: PatchAutoencoder) -> None:
         "step": config.steps,
         "config": plain(config),
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "config.json").write_text(config_json, encoding="utf-8")
-    save(config.out, config.steps, state, config_json)
+    _write_config(config)
+    save(config.out, config.steps, state)
     logger.info("fitted %d components to %d batches", autoencoder.latent_channels, config.steps)
+
+
+def _write_config(config: TrainConfig) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "config.json").write_text(json.dumps(plain(config), indent=2), encoding="utf-8")
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -11,12 +11,7 @@ import pytest
 @pytest.fixture(scope="session")
 def posed_folder(tmp_path_factory: pytest.TempPathFactory, media: Any, posed: Any) -> Path:
     """Three videos at 30 fps of 100 numbered frames, two scenes each."""
-    folder = tmp_path_factory.mktemp("posed")
-    rows = []
-    for number in range(3):
-        video = media.numbered(folder / f"v{number}.mp4", count=100, fps=30, seed=number)
-        rows += posed.rows_of_video(video, [(0, 40), (40, 100)], number)
-    return posed.write_table(folder / "dataset", rows)
+    return posed.numbered_dataset(tmp_path_factory.mktemp("posed"), media, 3)
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,15 @@ def rows_of_video(
     return rows
 
 
+def numbered_dataset(folder: Path, media: Any, num_videos: int) -> Path:
+    """FOLDER/v0.mp4 and so on, 100 numbered frames at 30 fps each, and a dataset of two scenes of each."""
+    rows = []
+    for number in range(num_videos):
+        video = media.numbered(folder / f"v{number}.mp4", count=100, fps=30, seed=number)
+        rows += rows_of_video(video, [(0, 40), (40, 100)], number)
+    return write_table(folder / "dataset", rows)
+
+
 def write_table(folder: Path, rows: list[dict[str, Any]]) -> Path:
     """The rows as `worldline annotate` lays them out: a file a bucket."""
     dataset = DatasetDir.open(folder)

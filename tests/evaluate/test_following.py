@@ -8,6 +8,7 @@ import pytest
 from worldline.annotate.camera import Sim3, rotation_from_rotvec
 from worldline.evaluate.following import (
     bootstrap,
+    paired_table,
     pixel_following,
     pose_following,
     psnr_db,
@@ -55,6 +56,32 @@ def test_a_model_that_follows_wins_and_one_that_ignores_the_camera_does_not():
     assert ignores.beats_other.mean == 0
     with pytest.raises(ValueError, match="do not pair"):
         pixel_following(generated, generated[:, :-1], truth)
+
+
+def test_the_paired_table_knows_a_follower_from_a_model_that_ignores_the_camera():
+    truth = np.concatenate([moving_videos(2, 1), moving_videos(-2, 1)])  # their first frames are equal
+    paths = np.tile(np.eye(3, 4), (2, truth.shape[1], 1, 1))
+    paths[0, :, 0, 3] = np.arange(truth.shape[1])
+    paths[1, :, 0, 3] = -np.arange(truth.shape[1])
+
+    def follower(asked, seed):
+        """The truth of the path that is asked for, grey where it is neither."""
+        grey = np.full(truth.shape[1:], 100 + seed, np.uint8)
+        known = [next((truth[k] for k in (0, 1) if np.array_equal(path, paths[k])), grey) for path in asked]
+        return np.stack(known) ^ 1
+
+    def ignorer(asked, seed):
+        return np.repeat(truth[:1], 2, axis=0) ^ 1
+
+    found = {row["what"]: row["mean"] for row in paired_table(follower, truth, paths, noise_seeds=2)}
+    assert found["share nearer to its own than to the other truth"] == 1
+    assert found["share nearer than the still frame"] == 1
+    own = found["its video, PSNR against its path's truth, dB"]
+    assert own > 40
+    assert found["video of the other path's cameras, dB"] < own
+    assert found["video of a camera that rests, dB"] < own
+    found = {row["what"]: row["mean"] for row in paired_table(ignorer, truth, paths, noise_seeds=1)}
+    assert found["share nearer to its own than to the other truth"] == 0.5
 
 
 def test_pose_figures_of_a_scaled_and_of_a_static_path():

@@ -51,16 +51,6 @@ def _load_fake() -> Any:
 FAKE = _load_fake()
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000
-    )
-    yield
-    ray.shutdown()
-
-
 def _job(inputs: Path, out: Path, limits: Limits | None = None, **run: Any) -> Tally:
     limits = limits or Limits(clip_timeout_s=60.0)
     config = JobConfig(

@@ -46,11 +46,7 @@ MODEL = ModelConfig(
 def folder(tmp_path_factory: pytest.TempPathFactory, media: Any, posed: Any) -> Path:
     """Two videos of two scenes in shards of one clip."""
     place = tmp_path_factory.mktemp("encode")
-    rows = []
-    for number in range(2):
-        video = media.numbered(place / f"v{number}.mp4", count=100, fps=30, seed=number)
-        rows += posed.rows_of_video(video, [(0, 40), (40, 100)], number)
-    posed.make_shards(posed.write_table(place / "dataset", rows), place / "shards")
+    posed.make_shards(posed.numbered_dataset(place, media, 2), place / "shards")
     return place
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
-import ray
 from nbclient import NotebookClient
 
 from worldline.datasets.schema import MissingBackend
@@ -28,17 +25,6 @@ def needs_rendering() -> None:
         Renderer(mesh.vertices(), mesh.textures()).close()
     except MissingBackend as missing:
         pytest.skip(str(missing))
-
-
-@pytest.fixture
-def local_ray() -> Iterator[None]:
-    """One Ray for all stages of both runs."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.slow

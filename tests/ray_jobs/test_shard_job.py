@@ -29,13 +29,9 @@ SMALL = EncodeConfig(width=160, height=96)
 def folder(tmp_path_factory: pytest.TempPathFactory, media: Any, posed: Any) -> Path:
     """Four videos of two scenes; one of them is gone when the shards are cut."""
     place = tmp_path_factory.mktemp("videos")
-    rows = []
-    for number in range(4):
-        video = media.numbered(place / f"v{number}.mp4", count=100, fps=30, seed=number)
-        rows += posed.rows_of_video(video, [(0, 40), (40, 100)], number)
-        if number == 3:
-            video.unlink()
-    return posed.write_table(place / "dataset", rows)
+    dataset = posed.numbered_dataset(place, media, 4)
+    (place / "v3.mp4").unlink()
+    return dataset
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def saved_run(folder: Path, chunks: tuple[int, int] | None = None) -> Path:
             parameter.add_(0.05 * torch.randn_like(parameter))
     autoencoder.fit(2 * torch.rand(2, 3, 3, 16, 32) - 1)
     weights = {"model": model.state_dict(), "ema": None, "autoencoder": autoencoder.state_dict()}
-    save(folder, 1, weights | {"step": 1, "config": plain(config)}, json.dumps(plain(config)))
+    save(folder, 1, weights | {"step": 1, "config": plain(config)})
     return folder
 
 

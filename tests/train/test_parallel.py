@@ -1,7 +1,8 @@
-"""Two processes train as one does; a killed pair goes on as one process, and the other way round."""
+"""Two processes train as one does, and a killed pair's run is finished by one."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from worldline.model.camera_embedding import CameraGridConfig
 from worldline.model.config import ModelConfig
 from worldline.model.patch_autoencoder import PatchAutoencoderConfig
 from worldline.train import trainer
-from worldline.train.checkpoint import load_state, steps_of
+from worldline.train.checkpoint import load_state, plain, steps_of
 from worldline.train.config import TrainConfig
 from worldline.train.parallel import Ranks, clip_generator
 from worldline.train.trainer import train
@@ -28,15 +29,13 @@ ROOT = Path(__file__).parents[2]
 STEPS = 6
 
 SCRIPT = """
+import json
 import sys
 from pathlib import Path
-from worldline.model.autoencoder import AutoencoderConfig
 from worldline.train.checkpoint import built
 from worldline.train.config import TrainConfig
 from worldline.train.trainer import train
-import json
-config = built(TrainConfig, json.loads(Path(sys.argv[1]).read_text()))
-train(config)
+train(built(TrainConfig, json.loads(Path(sys.argv[1]).read_text())))
 """
 
 
@@ -44,11 +43,7 @@ train(config)
 def stage(tmp_path_factory: pytest.TempPathFactory, media: Any, posed: Any) -> TrainConfig:
     """A stage on a few small shards, its autoencoder fitted."""
     folder = tmp_path_factory.mktemp("parallel")
-    rows = []
-    for number in range(2):
-        video = media.numbered(folder / f"v{number}.mp4", count=100, fps=30, seed=number)
-        rows += posed.rows_of_video(video, [(0, 40), (40, 100)], number)
-    shards = posed.make_shards(posed.write_table(folder / "dataset", rows), folder / "shards")
+    shards = posed.make_shards(posed.numbered_dataset(folder, media, 2), folder / "shards")
     first = TrainConfig(
         shards=str(shards),
         out=folder / "patches",
@@ -81,10 +76,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory, media: Any, posed: Any) -> T
 
 def start_pair(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
     """torchrun with two gloo processes."""
-    import json
-
-    from worldline.train.checkpoint import plain
-
     script, settings = folder / "run.py", folder / "config.json"
     script.write_text(SCRIPT)
     settings.write_text(json.dumps(plain(config)))

@@ -38,11 +38,7 @@ MODEL = ModelConfig(
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory, media, posed) -> str:
     folder = tmp_path_factory.mktemp("shards")
-    rows = []
-    for number in range(2):
-        video = media.numbered(folder / f"v{number}.mp4", count=100, fps=30, seed=number)
-        rows += posed.rows_of_video(video, [(0, 40), (40, 100)], number)
-    return str(posed.make_shards(posed.write_table(folder / "dataset", rows), folder / "out"))
+    return str(posed.make_shards(posed.numbered_dataset(folder, media, 2), folder / "out"))
 
 
 @pytest.fixture(scope="module")
