@@ -19,6 +19,7 @@ import tyro
 import worldline
 from worldline.datasets.commit_log import replace_file
 from worldline.datasets.latents import encode_clip, encode_shard
+from worldline.datasets.schema import ClipRejected
 from worldline.datasets.shard_format import ShardDir
 from worldline.datasets.shard_plan import planned_shards
 from worldline.ray_jobs.shard_pool import PoolConfig, ShardTally, ShardWorker, finish, run_pool
@@ -74,7 +75,12 @@ class EncodeShard(ShardWorker):
             encode_clip, encoder=self._encoder, width=facts["width"], height=facts["height"]
         )
         source = ShardDir(self._job.shards.absolute()).tar(number)
-        return encode_shard(source, self._shards.tar(number), encode, guard=self._guard)
+        try:
+            return encode_shard(source, self._shards.tar(number), encode, guard=self._guard)
+        except ClipRejected as damage:
+            raise ValueError(
+                f"{source}: {damage}; run `worldline verify {self._job.shards} --repair`"
+            ) from damage
 
     def _replay(self, clip_id: str) -> str:
         return f"worldline encode {self._job.shards} --autoencoder {self._job.autoencoder} --out NEW_FOLDER"

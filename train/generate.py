@@ -67,8 +67,8 @@ class GenerateConfig:
     """Folder of one of our own training runs, which then makes the video at the size it was trained with."""
     model: str = RELEASE
     """Repository or folder of the weights, without `run`."""
-    num_frames: int = 161
-    """At most this many frames; the released model cuts them to 8 k + 1 and to the path's length."""
+    num_frames: int | None = None
+    """At most this many frames. None: 161 of the released model, which cuts to 8 k + 1; the whole path of a run."""
     overlay: bool = False
     """Draw keys and path onto the frames."""
     height: int = 704
@@ -102,8 +102,9 @@ class GenerateConfig:
         if self.backend == "run" and self.run is None:
             raise ValueError("the backend run needs --run FOLDER")
         for name in ("num_frames", "height", "width", "fps", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +117,8 @@ class Generated:
     """[F, 3, 4], the poses of the frames."""
     fps: float
     """Frames a second of the video."""
+    how: str
+    """How a path longer than one pass of the model was made; goes into the record."""
 
 
 class Generator(Protocol):
@@ -147,10 +150,11 @@ def generate(config: GenerateConfig) -> Path:
     made = generator(config, image, world_from_cam, fxfycxcy_px)
     frames = made.frames
     if config.overlay:
-        frames = with_control(frames, made.world_from_cam, _keys(config, len(made.world_from_cam)))
+        keys = _keys(config, len(made.world_from_cam), round(config.fps / made.fps))
+        frames = with_control(frames, made.world_from_cam, keys)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     np.save(config.out.with_suffix(".npy"), made.world_from_cam)
-    record = _record(config, name, made.fps)
+    record = _record(config, name, made)
     config.out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_video(config.out, frames, fps=made.fps)
     return config.out
@@ -163,12 +167,12 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _keys(config: GenerateConfig, num_frames: int) -> list[str] | None:
-    """Keys held at each of the frames that were made, evenly spaced over the action; None without one."""
+def _keys(config: GenerateConfig, num_frames: int, step: int) -> list[str] | None:
+    """Keys held at each of the frames that were made, every `step`-th pose of the action; None without one."""
     if config.action is None:
         return None
     held = parse_actions(config.action)
-    return [held[min(len(held) - 1, i)] for i in np.linspace(0, len(held), num_frames).astype(int)]
+    return [held[min(len(held) - 1, step * i)] for i in range(num_frames)]
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -230,7 +234,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: float) -> None
     What there was when an exception came, Ctrl-C for one, stays playable under NAME.partial.mp4. Raises ValueError
     without any frame.
     """
-    temporary = path.with_name(path.stem + ".partial.mp4")
+    temporary = partial_path(path)
     iterator = iter(frames)
     first = next(iterator, None)
     if first is None:
@@ -250,7 +254,12 @@ def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: float) -> None
     os.replace(temporary, path)
 
 
-def _record(config: GenerateConfig, backend: str, fps: float) -> dict[str, Any]:
+def partial_path(path: Path) -> Path:
+    """Where the frames of a video go until it is whole."""
+    return path.with_name(path.stem + ".partial.mp4")
+
+
+def _record(config: GenerateConfig, backend: str, made: Generated) -> dict[str, Any]:
     settings = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
@@ -258,15 +267,21 @@ def _record(config: GenerateConfig, backend: str, fps: float) -> dict[str, Any]:
     packages = ("torch", "diffusers", "transformers")
     installed = {dist.metadata["Name"].lower() for dist in metadata.distributions() if dist.metadata["Name"]}
     versions = {name: metadata.version(name) for name in packages if name in installed}
-    return {"backend": backend, "fps": fps, "config": settings, "versions": versions}
+    facts = {"backend": backend, "fps": made.fps, "num_frames": len(made.world_from_cam), "how": made.how}
+    return facts | {"config": settings, "versions": versions}
 
 
 def main(config: GenerateConfig) -> int:
-    """Exit status 0 with the video's path printed, 2 for inputs that do not fit."""
+    """Exit status 0 with the video's path printed, 2 for inputs that do not fit, 130 Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         print(generate(config))
     except ValueError as error:
         logger.error("%s", error)
         return 2
+    except KeyboardInterrupt:
+        partial = partial_path(config.out)
+        kept = f"the frames made so far are in {partial}" if partial.exists() else "no frame was made yet"
+        logger.error("stopped; %s", kept)
+        return 130
     return 0

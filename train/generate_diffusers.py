@@ -38,7 +38,7 @@ class DiffusersGenerator:
             intrinsics=fxfycxcy_px.astype(np.float32),
             height=config.height,
             width=config.width,
-            num_frames=config.num_frames,
+            num_frames=161 if config.num_frames is None else config.num_frames,
             fps=config.fps,
             num_inference_steps=config.steps,
             guidance_scale=5.0 if config.guidance is None else config.guidance,
@@ -46,4 +46,6 @@ class DiffusersGenerator:
             output_type="np",
         )
         frames = np.clip(np.rint(255 * np.asarray(output.frames)), 0, 255).astype(np.uint8)
-        return Generated(frames=frames, world_from_cam=np.asarray(output.c2w)[:, :3], fps=config.fps)
+        return Generated(
+            frames=frames, world_from_cam=np.asarray(output.c2w)[:, :3], fps=config.fps, how="one pass"
+        )

@@ -28,6 +28,7 @@ from worldline.model.text import ByteText
 from worldline.model.world_model import conditions
 from worldline.train.checkpoint import Run, load_run
 from worldline.train.generate import GenerateConfig, Generated
+from worldline.train.parallel import seeded_generator
 
 SHIFT = 3.0
 """Of the sampling levels; fewer steps are spent on nearly clean latents."""
@@ -36,12 +37,15 @@ SHIFT = 3.0
 class RunGenerator:
     """Makes videos with the model of a run."""
 
-    def __init__(self, run: Run, *, device: str = "cpu") -> None:
-        """Raises ValueError for a run of the autoencoder stage, which has no model."""
+    def __init__(self, run: Run, *, device: str = "cpu", dtype: str = "float32") -> None:
+        """`dtype` bfloat16: matrix products of the model in it; cameras and autoencoder stay float32, as in training.
+
+        Raises ValueError for a run of the autoencoder stage, which has no model.
+        """
         if run.model is None:
             raise ValueError(f"{run.path} is a run of the autoencoder stage: it makes no videos")
         self.model, self.autoencoder = run.model.to(device), run.autoencoder.to(device)
-        self.device, view = device, run.config["view"]
+        self.device, self.dtype, view = device, getattr(torch, dtype), run.config["view"]
         self.num_frames, self.frame_step = int(view["num_frames"]), int(view["stride"])
         self.width, self.height = view["width"], view["height"]
         chunks = run.config["chunks"]
@@ -57,19 +61,21 @@ class RunGenerator:
         *,
         steps: int = 6,
         seed: int = 0,
+        start: int = 0,
         prompt: str = "",
         guidance: float = 1.0,
     ) -> np.ndarray:
         """One window: [N, F, H, W, 3] uint8 from first frames [N, H, W, 3] uint8 along paths [N, F, 3, 4].
 
         `intrinsics`: [4], [1, F, 4] or [N, F, 4] of the frames as given. F must fit the autoencoder's time stride.
+        `start`: the window's place in a longer video; together with `seed` it decides the noise.
         """
         first = self._encoded(first_frames)
         num_latents = 1 + (first_from_cam.shape[1] - 1) // self.autoencoder.time_stride
         grid = Grid(num_frames=num_latents, height=first.shape[3], width=first.shape[4])
         paths = torch.as_tensor(first_from_cam, dtype=torch.float32, device=self.device)
         cameras = conditions(self.model.config, paths, intrinsics, grid)
-        noise = self._noise((len(first), first.shape[1], num_latents - 1, *first.shape[3:]), seed)
+        noise = self._noise((len(first), first.shape[1], num_latents - 1, *first.shape[3:]), seed, start)
         velocity = with_guidance(
             self._velocity(prompt, len(first), cameras), self._velocity("", len(first), cameras), guidance
         )
@@ -99,6 +105,8 @@ class RunGenerator:
             yield from self._roll_out(first_frame, first_from_cam, intrinsics, steps, seed, prompt)
             return
         start, frame = 0, first_frame
+        if self.num_frames == 1 and len(first_from_cam) > 1:
+            raise ValueError("a run trained on single frames makes no video: give a path of one pose")
         while start == 0 or start < len(first_from_cam) - 1:
             window = first_from_cam[start : start + self.num_frames]
             # The model knows windows of whole latent frames: the last one is filled up by resting.
@@ -106,10 +114,10 @@ class RunGenerator:
             window = np.concatenate([window, np.repeat(window[-1:], missing, axis=0)])
             path = compose(invert(window[:1]), window)
             options: dict[str, Any] = {"steps": steps, "prompt": prompt, "guidance": guidance}
-            made = self.videos(frame[None], path[None], intrinsics, seed=seed + start, **options)[0]
+            made = self.videos(frame[None], path[None], intrinsics, seed=seed, start=start, **options)[0]
             made = made[: self.num_frames - missing]
             yield from made if start == 0 else made[1:]
-            if self.num_frames == 1:
+            if len(first_from_cam) == 1:
                 return
             start, frame = start + self.num_frames - 1, made[-1]
 
@@ -138,9 +146,11 @@ class RunGenerator:
                 frames = slice(stride * (begin - 1) + 1 if begin else 0, stride * (end - 1) + 1)
                 part = torch.as_tensor(path[None, frames], dtype=torch.float32, device=self.device)
                 grid = Grid(num_frames=end - begin, height=height, width=width, first_frame=begin)
-                yield conditions(self.model.config, part, intrinsics, grid)
+                with torch.autocast(torch.device(self.device).type, enabled=False):
+                    found = conditions(self.model.config, part, intrinsics, grid)
+                yield found
 
-        noise = (self._noise((1, channels, end - begin, height, width), seed + begin) for begin, end in spans)
+        noise = (self._noise((1, channels, end - begin, height, width), seed, begin) for begin, end in spans)
         text, mask = self._caption(prompt, 1)
         sigmas = even_schedule(steps, 1, shift=SHIFT)[:, 0].tolist()
         chunks = roll_out(self.model, noise, text, mask, cameras(), sigmas=sigmas, first_frame=first)
@@ -148,7 +158,13 @@ class RunGenerator:
 
     def _decoded(self, chunks: Iterator[Tensor]) -> Iterator[np.ndarray]:
         tails: list[Tensor] | None = None
-        for latents in chunks:
+        while True:
+            # Around the making of one chunk, so that it is not left switched on in whoever reads the frames.
+            with self._mixed():
+                latents = next(chunks, None)
+            if latents is None:
+                return
+            latents = latents.float()
             if isinstance(self.autoencoder, CausalAutoencoder):
                 video, tails = self.autoencoder.decode_piece(latents, tails)
             else:
@@ -158,8 +174,13 @@ class RunGenerator:
     def _encoded(self, frames: np.ndarray) -> Tensor:
         return self.autoencoder.encode(from_pixels(frames[:, None], self.device))
 
-    def _noise(self, shape: tuple[int, ...], seed: int) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+    def _noise(self, shape: tuple[int, ...], seed: int, start: int) -> Tensor:
+        # Seed and place are mixed, not added: seed 3's first window is not seed 0's window that begins at 3.
+        return torch.randn(shape, generator=seeded_generator(seed, start)).to(self.device)
+
+    def _mixed(self) -> torch.autocast:
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32)
 
     def _caption(self, prompt: str, batch: int) -> tuple[Tensor, Tensor]:
         text, mask = self.text([prompt] * batch)
@@ -167,16 +188,20 @@ class RunGenerator:
 
     def _velocity(self, prompt: str, batch: int, cameras: CameraConditions | None) -> Any:
         text, mask = self._caption(prompt, batch)
-        return lambda x, sigmas: self.model(x, 1000 * sigmas, text, mask, cameras)
+
+        def velocity(x: Tensor, sigmas: Tensor) -> Tensor:
+            with self._mixed():
+                return self.model(x, 1000 * sigmas, text, mask, cameras).float()
+
+        return velocity
 
 
 class RunBackend:
     """Backend "run" of `worldline generate`: `model` is a run folder."""
 
     def __init__(self, model: str, *, device: str, dtype: str) -> None:
-        """`dtype` other than float32 runs matrix products in it. Raises ValueError where there is no run."""
-        self.generator = RunGenerator(load_run(Path(model)), device=device)
-        self.device, self.dtype = device, getattr(torch, dtype)
+        """Raises ValueError where there is no run."""
+        self.generator = RunGenerator(load_run(Path(model)), device=device, dtype=dtype)
 
     def __call__(
         self,
@@ -192,24 +217,18 @@ class RunBackend:
         poses = world_from_cam[:: run.frame_step][: config.num_frames]
         lens = Intrinsics(fxfycxcy_px=fxfycxcy_px, width=image_rgb.shape[1], height=image_rgb.shape[0])
         images, lens = cover(image_rgb[None], lens, run.width or lens.width, run.height or lens.height)
-        path = compose(invert(poses[:1]), poses)
-        return Generated(
-            frames=self._frames(images[0], path, lens, config),
-            world_from_cam=poses,
-            fps=config.fps / run.frame_step,
+        how = "one pass"
+        if len(poses) > run.num_frames:
+            how = f"windows of {run.num_frames} frames, each from the last frame of the one before"
+        if run.chunks is not None:
+            how = "chunks with carried state"
+        frames = run.stream(
+            images[0],
+            compose(invert(poses[:1]), poses),
+            lens,
+            steps=config.steps,
+            seed=config.seed,
+            prompt=config.prompt,
+            guidance=1.0 if config.guidance is None else config.guidance,
         )
-
-    def _frames(
-        self, image: np.ndarray, path: np.ndarray, lens: Intrinsics, config: GenerateConfig
-    ) -> Iterator[np.ndarray]:
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
-            yield from self.generator.stream(
-                image,
-                path,
-                lens,
-                steps=config.steps,
-                seed=config.seed,
-                prompt=config.prompt,
-                guidance=1.0 if config.guidance is None else config.guidance,
-            )
+        return Generated(frames=frames, world_from_cam=poses, fps=config.fps / run.frame_step, how=how)

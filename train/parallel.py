@@ -76,7 +76,7 @@ def wait_for_all(ranks: Ranks) -> None:
         dist.barrier()
 
 
-def clip_generator(seed: int, step: int, place: int) -> torch.Generator:
-    """The noise of one clip of a step, whichever process and part of the batch has it."""
-    words = np.random.SeedSequence([seed, step, place]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0]) >> 1)
+def seeded_generator(*words: int) -> torch.Generator:
+    """Noise that belongs to these numbers of at least 0, in their order, and shares nothing with that of others."""
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)

@@ -35,10 +35,10 @@ from worldline.train.objectives import Loss, loss_function, video
 from worldline.train.parallel import (
     Ranks,
     average_gradients,
-    clip_generator,
     join_ranks,
     leave_ranks,
     own_device,
+    seeded_generator,
     wait_for_all,
 )
 
@@ -275,7 +275,7 @@ def _gradient(
     part = len(places) // config.accumulation
     for k in range(config.accumulation):
         rows = slice(k * part, (k + 1) * part)
-        generators = [clip_generator(config.seed, step, place) for place in places[rows]]
+        generators = [seeded_generator(config.seed, step, place) for place in places[rows]]
         loss = loss_of(_piece(clips, rows), generators) / config.accumulation
         loss.backward()
         total += loss.item()

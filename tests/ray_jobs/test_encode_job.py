@@ -137,6 +137,14 @@ def test_a_broken_clip_is_a_row_and_the_others_are_encoded(folder: Path, tmp_pat
     assert done["ok"] == rows.num_rows - 1
     assert done["rejected"] + done["failed"] == 1
 
+    # A shard that ends in the middle stops the job by name: its clips cannot be told apart.
+    tar.write_bytes(data[: start + 100])
+    torn = EncodeJobConfig(shards=copy / "shards", out=tmp_path / "torn", autoencoder=run.out)
+    prepare(torn)
+    stopped = EncodeShard(torn, "test")({"shard": number})["stopped"]
+    assert tar.name in stopped
+    assert "worldline verify" in stopped
+
 
 @pytest.mark.parametrize("bent", [False, True])
 def test_a_clip_in_pieces_is_the_clip_whole(media: Any, tmp_path: Path, bent: bool) -> None:

@@ -169,7 +169,7 @@ class PathGenerator:
 
     def __call__(self, config, image_rgb, world_from_cam, fxfycxcy_px):
         frames = np.full((len(world_from_cam), *image_rgb.shape), 128, np.uint8)
-        return Generated(frames=frames, world_from_cam=world_from_cam, fps=config.fps)
+        return Generated(frames=frames, world_from_cam=world_from_cam, fps=config.fps, how="grey")
 
 
 def test_an_action_string_reaches_the_backend_as_its_path(tmp_path, image, monkeypatch):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,8 +22,8 @@ from worldline.model.world_model import WorldModel
 from worldline.train.actions import ActionConfig, poses_of_actions
 from worldline.train.checkpoint import load_run, plain, save
 from worldline.train.config import TrainConfig
-from worldline.train.generate import GenerateConfig, main, write_video
-from worldline.train.generate_run import RunGenerator
+from worldline.train.generate import GenerateConfig, _keys, main, write_video
+from worldline.train.generate_run import RunBackend, RunGenerator
 from worldline.train.overlay import with_control
 
 torch.set_num_threads(1)
@@ -90,7 +92,7 @@ def test_a_long_path_goes_on_from_the_last_frame(run: Path) -> None:
     assert len(frames) == len(PATH)
     np.testing.assert_array_equal(frames[:5], generator.videos(IMAGE[None], PATH[None, :5], LENS, steps=2)[0])
     onwards = compose(invert(PATH[4:5]), PATH[4:9])
-    second = generator.videos(frames[4][None], onwards[None], LENS, steps=2, seed=4)[0]
+    second = generator.videos(frames[4][None], onwards[None], LENS, steps=2, start=4)[0]
     np.testing.assert_array_equal(frames[5:9], second[1:])
     assert len(list(generator.stream(IMAGE, PATH[:1], LENS, steps=2))) == 1
 
@@ -128,13 +130,65 @@ def test_the_command_writes_video_poses_and_record(run: Path, tmp_path: Path) ->
     poses = np.load(tmp_path / "made.npy")
     np.testing.assert_allclose(poses, poses_of_actions("w-12,a-8")[::2])
     record = json.loads((tmp_path / "made.json").read_text())
-    assert (record["backend"], record["fps"]) == ("run", 8.0)
+    assert (record["backend"], record["fps"], record["num_frames"]) == ("run", 8.0, 11)
+    assert record["how"].startswith("windows of 5 frames")
     with av.open(str(config.out)) as container:
         stream = container.streams.video[0]
         assert (stream.average_rate, stream.height) == (8, 240)
         assert sum(1 for _ in container.decode(stream)) == 11
     assert main(replace(config, run=tmp_path)) == 2
     assert not (tmp_path / "made.partial.mp4").exists()
+
+
+def test_a_run_makes_the_whole_path_unless_told_otherwise(run: Path) -> None:
+    backend = RunBackend(str(run), device="cpu", dtype="float32")
+    path = poses_of_actions("w-400")
+    config = GenerateConfig(
+        image=Path("i.png"), out=Path("o.mp4"), run=run, action="w-400", fov_deg=70, steps=1
+    )
+    made = backend(config, IMAGE, path, LENS.fxfycxcy_px)
+    np.testing.assert_array_equal(made.world_from_cam, path[::2])
+    assert sum(1 for _ in made.frames) == 201
+    assert len(backend(replace(config, num_frames=7), IMAGE, path, LENS.fxfycxcy_px).world_from_cam) == 7
+    keys = _keys(replace(config, action="w-4,a-6"), 4, 2)
+    assert keys == ["w", "w", "a", "a"]  # poses 0, 2, 4, 6, however many of them are made
+
+
+def test_noise_of_a_seed_is_not_that_of_its_neighbour_further_on(run: Path) -> None:
+    generator = RunGenerator(load_run(run))
+    one = generator.videos(IMAGE[None], PATH[None, :5], LENS, steps=1, seed=3, start=0)
+    other = generator.videos(IMAGE[None], PATH[None, :5], LENS, steps=1, seed=0, start=3)
+    assert (one[0, 1:] != other[0, 1:]).mean() > 0.5
+
+
+@pytest.mark.parametrize("chunks", [None, (2, 3)])
+def test_mixed_precision_stays_inside_the_generator(tmp_path: Path, chunks: tuple[int, int] | None) -> None:
+    run = load_run(saved_run(tmp_path / "run", chunks=chunks))
+    exact = np.stack(list(RunGenerator(run).stream(IMAGE, PATH, LENS, steps=1))).astype(int)
+    half = []
+    for frame in RunGenerator(run, dtype="bfloat16").stream(IMAGE, PATH, LENS, steps=1):
+        assert not torch.is_autocast_enabled("cpu")
+        half.append(frame)
+    difference = np.abs(np.stack(half).astype(int)[1:5] - exact[1:5])
+    assert 0 < difference.mean() < 10
+
+
+def test_ctrl_c_leaves_what_was_made(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def three_frames(self: RunGenerator, *inputs: object, **options: object) -> Iterator[np.ndarray]:
+        yield from [IMAGE] * 3
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunGenerator, "stream", three_frames)
+    image = tmp_path / "first.png"
+    cv2.imwrite(str(image), IMAGE)
+    out = tmp_path / "made.mp4"
+    assert main(GenerateConfig(image=image, out=out, run=run, action="w-9", fov_deg=70)) == 130
+    assert "made.partial.mp4" in caplog.text
+    assert not out.exists()
+    with av.open(str(tmp_path / "made.partial.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 3
 
 
 def test_overlay_marks_the_path_so_far_and_leaves_the_rest() -> None:

@@ -22,7 +22,7 @@ from worldline.model.patch_autoencoder import PatchAutoencoderConfig
 from worldline.train import trainer
 from worldline.train.checkpoint import load_state, plain, steps_of
 from worldline.train.config import TrainConfig
-from worldline.train.parallel import Ranks, clip_generator
+from worldline.train.parallel import Ranks, seeded_generator
 from worldline.train.trainer import train
 
 ROOT = Path(__file__).parents[2]
@@ -120,13 +120,13 @@ def test_every_place_of_a_batch_belongs_to_one_process() -> None:
 
 def test_noise_belongs_to_seed_step_and_place() -> None:
     draws = {
-        tuple(torch.randn(4, generator=clip_generator(seed, step, place)).tolist())
+        tuple(torch.randn(4, generator=seeded_generator(seed, step, place)).tolist())
         for seed in (0, 1)
         for step in (0, 1, 2)
         for place in (0, 1, 2)
     }
     assert len(draws) == 18
-    again = torch.randn(4, generator=clip_generator(1, 2, 0))
+    again = torch.randn(4, generator=seeded_generator(1, 2, 0))
     assert tuple(again.tolist()) in draws
 
 
