@@ -83,7 +83,7 @@ def main(job: Job) -> int:
             " Poses of training are the annotator's, metres those of the depth maps beside the films. Two held-out"
             " walks begin at each start, so each has another path to be mistaken for; 0.5 is chance. Intervals are"
             " bootstrapped over starts. Memory is summed over processes, so pages that they share count more than"
-            " once. Frames are too small and too few for a trajectory to be recovered from them."
+            " once. No trajectory was recovered from the videos: whether such frames allow it was not measured."
         ),
         results_dir=job.out,
     )

@@ -277,7 +277,7 @@ class Recipe:
             f"{sum(row['clips'] for row in ledger)} clips annotated; trained {int(log['step'].iloc[-1])} steps on those kept.",
             "Frames are compared with true renders of the commanded path. Two walks begin at each start, so that each"
             " has another path to be mistaken for. The first frame is given and not scored.",
-            "Frames of 64 x 48 pixels are too small for a trajectory to be recovered from them.",
+            "No trajectory was recovered from the videos: whether frames of this size allow it was not measured.",
             f"Peak memory of the driving process {peak_gib:.1f} GiB; workers not counted.",
         ]
         write_page(
