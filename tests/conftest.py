@@ -159,14 +159,30 @@ def bikes_path() -> Path:
     return Path(spec.origin).parent / "datasets" / "data" / "bikes.mp4"
 
 
-@pytest.fixture(scope="session")
-def posed() -> ModuleType:
-    """The module tests/datasets/posed_dataset.py: dataset folders with exact poses, and their shards."""
-    path = Path(__file__).parent / "datasets" / "posed_dataset.py"
-    spec = importlib.util.spec_from_file_location("posed_dataset", path)
+def load(path: Path) -> ModuleType:
+    """A test module that other tests use, by its path: tests are no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["posed_dataset"] = module
+    sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def posed() -> ModuleType:
+    """tests/datasets/posed_dataset.py: dataset folders with exact poses, and their shards."""
+    return load(Path(__file__).parent / "datasets" / "posed_dataset.py")
+
+
+@pytest.fixture(scope="session")
+def fake() -> ModuleType:
+    """tests/ray_jobs/fake_annotator.py: an annotator of text files."""
+    return load(Path(__file__).parent / "ray_jobs" / "fake_annotator.py")
+
+
+@pytest.fixture(scope="session")
+def jobs(fake: ModuleType) -> ModuleType:
+    """tests/ray_jobs/fake_jobs.py: whole jobs with `fake`, and what they leave behind."""
+    return load(Path(__file__).parent / "ray_jobs" / "fake_jobs.py")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -28,19 +26,6 @@ from worldline.datasets.table import assemble_bucket
 from worldline.datasets.verify import VerifyConfig, verify
 from worldline.datasets.verify import main as verify_main
 from worldline.datasets.withdraw import LEDGER, WithdrawConfig, withdraw
-
-FAKE_PATH = Path(__file__).parents[1] / "ray_jobs" / "fake_annotator.py"
-
-
-@pytest.fixture(scope="module")
-def fake() -> Any:
-    spec = importlib.util.spec_from_file_location("fake_annotator_of_tools", FAKE_PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def annotated(

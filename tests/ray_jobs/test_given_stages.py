@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ from worldline.annotate.clip import ClipConfig
 from worldline.annotate.given import Given, GivenConfig
 from worldline.annotate.scenes import SceneConfig
 from worldline.ray_jobs.stages import AnnotateClip, Limits, ScanVideo, Work
-
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_annotator_given", Path(__file__).with_name("fake_annotator.py")
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-FAKE: Any = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(FAKE)
 
 
 def _annotate_clip(
@@ -38,15 +29,15 @@ def _annotate_clip(
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Work:
+def work(tmp_path: Path, fake: Any) -> Work:
     return Work(
         out=str(tmp_path / "out"),
         run_id="run1",
         scenes=SceneConfig(),
         engine=ClipConfig(mode="gt_pose"),
         limits=Limits(clip_timeout_s=30.0),
-        probe=FAKE.probe,
-        detect_scenes=FAKE.detect_scenes,
+        probe=fake.probe,
+        detect_scenes=fake.detect_scenes,
         annotate_clip=_annotate_clip,
     )
 

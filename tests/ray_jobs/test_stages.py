@@ -7,10 +7,8 @@ import dataclasses
 import errno
 import functools
 import http.server
-import importlib.util
 import os
 import shlex
-import sys
 import threading
 import urllib.parse
 from pathlib import Path
@@ -31,22 +29,8 @@ from worldline.ray_jobs.progress import Tally
 from worldline.ray_jobs.stages import AnnotateClip, Limits, ScanVideo, Work
 
 
-def _load_fake() -> Any:
-    path = Path(__file__).with_name("fake_annotator.py")
-    spec = importlib.util.spec_from_file_location("fake_annotator", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_annotator"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-FAKE = _load_fake()
-
-
 @pytest.fixture
-def work(tmp_path: Path) -> Work:
+def work(tmp_path: Path, fake: Any) -> Work:
     return Work(
         out=str(tmp_path / "out"),
         run_id="run1",
@@ -54,9 +38,9 @@ def work(tmp_path: Path) -> Work:
         engine=ClipConfig(),
         limits=Limits(clip_timeout_s=30.0),
         licence="CC0",
-        probe=FAKE.probe,
-        detect_scenes=FAKE.detect_scenes,
-        annotate_clip=FAKE.annotate_clip,
+        probe=fake.probe,
+        detect_scenes=fake.detect_scenes,
+        annotate_clip=fake.annotate_clip,
     )
 
 
