@@ -26,6 +26,7 @@ import tyro
 from benchmarks.report import write_report
 from worldline.datasets.previews import PreviewConfig
 from worldline.datasets.schema import TRAJECTORIES
+from worldline.datasets.table import ROWS_PER_GROUP
 from worldline.evaluate.report import ReportConfig, main
 from worldline.filters.decide import decide
 from worldline.filters.rule_sets import RULE_SETS
@@ -49,8 +50,8 @@ def run(options: Options) -> None:
             "Report": list(_report(Path(folder), options.num_clips)),
         }
     notes = (
-        "`wide`: every column of the schema but the per-frame lists, in row groups of 64 rows, as `worldline annotate` "
-        "lays its table out; most of the time goes into the metadata of row groups. `narrow`: one file with large row "
+        "`wide`: every column of the schema but the per-frame lists, in files and row groups as `worldline annotate` "
+        "lays out clips of some ten seconds. `narrow`: one file with large row "
         "groups. Opened: from the request to the first cards, in headless Chromium; recount: what one step of a drag costs."
     )
     write_report(
@@ -89,10 +90,9 @@ def _scores(count: int) -> pa.Table:
 def _decisions(folder: Path, count: int) -> Iterator[dict[str, Any]]:
     table = _scores(count)
     pq.write_table(table, folder / "narrow.parquet")
-    wide = count // 10
     for k in range(16):
-        part = table.slice(k * wide // 16, wide // 16)
-        pq.write_table(part, folder / f"wide-{k:02d}.parquet", row_group_size=64)
+        part = table.slice(k * count // 16, (k + 1) * count // 16 - k * count // 16)
+        pq.write_table(part, folder / f"wide-{k:02d}.parquet", row_group_size=ROWS_PER_GROUP)
     copies = pa.table(
         {
             "clip_id": table["clip_id"].slice(0, count // 5),

@@ -39,8 +39,9 @@ SCAN = pa.schema(
 """A scan unit: the video's row without what belongs to its path, every frame's time, the other facts of the
 probe and the scenes as JSON."""
 
-ROWS_PER_GROUP = 64
-"""Row group of the trajectories: at 961 frames a row some 10 MB, what an assembly holds in memory at once."""
+ROWS_PER_GROUP, BYTES_PER_GROUP = 1024, 64 << 20
+"""Row group of the trajectories, whichever is reached first: some 400 rows of a minute each. Queries over scores pay for
+every group, an assembly holds one in memory."""
 
 _PATH_COLUMNS = ("source", "licence", "path")
 
@@ -217,8 +218,7 @@ def _with_path(clip: pa.Table, record: PathRecord) -> pa.Table:
 
 
 def _write_table(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-    """Streams tables into one Parquet file in row groups of a fixed number of rows, then renames it into
-    place."""
+    """Streams tables into one Parquet file in row groups of bounded size, then renames it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}.tmp")
     try:
@@ -227,11 +227,13 @@ def _write_table(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> N
             pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
             group: list[pa.Table] = []
+            num_rows = num_bytes = 0
             for table in tables:
                 group.append(table)
-                if sum(len(t) for t in group) >= ROWS_PER_GROUP:
+                num_rows, num_bytes = num_rows + len(table), num_bytes + table.nbytes
+                if num_rows >= ROWS_PER_GROUP or num_bytes >= BYTES_PER_GROUP:
                     writer.write_table(pa.concat_tables(group))
-                    group = []
+                    group, num_rows, num_bytes = [], 0, 0
             if group:
                 writer.write_table(pa.concat_tables(group))
         with temporary.open("rb") as written:

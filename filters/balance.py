@@ -41,8 +41,7 @@ class BalanceConfig:
 
 
 def weighted_sql(config: BalanceConfig) -> str:
-    """SQL that reads `grouped` (keep, clip_id, group_id or null, `config.columns`, and whatever else) and adds
-    `weight`: 0 where `keep` is false, with a mean of 1 over the others."""
+    """SQL that reads `kept` (place, group_id or null, `config.columns`) and gives place and weight, whose mean is 1."""
     kinds = ["'all'"]
     if config.by_shape:
         kinds.append("path_shape")
@@ -57,17 +56,16 @@ def weighted_sql(config: BalanceConfig) -> str:
 # Joins on aggregates, not windows: windows would sort every row.
 _WEIGHTED = """
 WITH copies AS (
-  SELECT group_id, count(*) AS num_copies FROM grouped WHERE keep AND group_id IS NOT NULL GROUP BY group_id
+  SELECT group_id, count(*) AS num_copies FROM kept WHERE group_id IS NOT NULL GROUP BY group_id
 ), placed AS (
-  SELECT grouped.*, hash({cell}) AS cell, 1.0 / coalesce(num_copies, 1) AS part
-  FROM grouped LEFT JOIN copies USING (group_id)
+  SELECT place, hash({cell}) AS cell, 1.0 / coalesce(num_copies, 1) AS part
+  FROM kept LEFT JOIN copies USING (group_id)
 ), cells AS (
-  SELECT cell, sum(part) AS num FROM placed WHERE keep GROUP BY cell
+  SELECT cell, sum(part) AS num FROM placed GROUP BY cell
 ), raw AS (
   SELECT cell, least(pow(num / (SELECT max(num) FROM cells), -{strength}), {max_boost}) AS boost FROM cells
 ), mean AS (
-  SELECT sum(part * boost) / count(*) AS mean_weight FROM placed JOIN raw USING (cell) WHERE keep
+  SELECT sum(part * boost) / count(*) AS mean_weight FROM placed JOIN raw USING (cell)
 )
-SELECT placed.*, CASE WHEN keep THEN part * boost / mean_weight ELSE 0.0 END AS weight
-FROM placed LEFT JOIN raw USING (cell) LEFT JOIN mean ON true
+SELECT place, part * boost / mean_weight AS weight FROM placed JOIN raw USING (cell), mean
 """

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from worldline.datasets.schema import SCHEMA_VERSION
@@ -70,40 +72,52 @@ def decide(
     connection = duckdb.connect()
     try:
         connection.execute("SET enable_external_access = false")
-        connection.register("rows", rows)
-        groups = "SELECT NULL::VARCHAR AS clip_id, NULL::VARCHAR AS group_id WHERE false"
-        if duplicates is not None:
-            connection.register("duplicates", duplicates)
-            groups = "SELECT clip_id::VARCHAR AS clip_id, min(group_id::VARCHAR) AS group_id FROM duplicates GROUP BY 1"
-        text = _QUERY.format(
-            reason=_reason_sql(rules, source),
-            balanced=", ".join(f'rows."{c}" AS "{c}"' for c in balance.columns),
-            groups=groups,
-            weighted=weighted_sql(balance),
-        )
-        found = connection.sql(text).to_arrow_table()
+        asked = sorted(needed | set(balance.columns))
+        table = rows.to_table(asked) if isinstance(rows, pads.Dataset) else rows.select(asked)
+        # A scan by several threads forgets the order.
+        connection.register("rows", table.append_column("place", pa.array(np.arange(len(table)))))
+        judged = connection.sql(_judge_sql(rules, source, balance)).to_arrow_table().sort_by("place")
+        groups = None if duplicates is None else _groups(connection, duplicates, judged["clip_id"])
+        groups = pa.nulls(len(judged), pa.string()) if groups is None else groups
+        kept = judged.append_column("group_id", groups)
+        connection.register("kept", kept.filter(pc.is_null(judged["reason"])))
+        weights = connection.sql(weighted_sql(balance)).fetchnumpy()
     finally:
         connection.close()
+    weight = np.zeros(len(judged))
+    weight[weights["place"]] = weights["weight"]
     facts = {
         "rules": rules.name,
         "rules_hash": rules.digest() + (f"@{source}" if source else ""),
         "schema_version": SCHEMA_VERSION,
         "tool_version": tool_version,
     }
-    for name, value in facts.items():
-        found = found.append_column(name, pa.repeat(value, len(found)))
-    return found.cast(DECISIONS)
+    columns = {
+        "clip_id": judged["clip_id"],
+        "keep": pc.is_null(judged["reason"]),
+        "reason": judged["reason"],
+        "weight": weight,
+        "group_id": groups,
+        **{name: pa.repeat(value, len(judged)) for name, value in facts.items()},
+    }
+    return pa.table(columns).cast(DECISIONS)
 
 
-_QUERY = """
-WITH judged AS (
-  SELECT row_number() OVER () AS place, rows.clip_id AS clip_id, ({reason}) AS reason, {balanced} FROM rows
-), grouped AS (
-  SELECT judged.*, found.group_id AS group_id, reason IS NULL AS keep
-  FROM judged LEFT JOIN ({groups}) AS found USING (clip_id)
-)
-SELECT clip_id, keep, reason, weight, group_id FROM ({weighted}) ORDER BY place
-"""
+def _judge_sql(rules: RuleSet, source: str | None, balance: BalanceConfig) -> str:
+    """SQL of every row's place, reason and what its weight will need."""
+    balanced = ", ".join(f'rows."{column}" AS "{column}"' for column in balance.columns)
+    return f"SELECT place, rows.clip_id AS clip_id, ({_reason_sql(rules, source)}) AS reason, {balanced} FROM rows"
+
+
+def _groups(
+    connection: duckdb.DuckDBPyConnection, duplicates: pa.Table | pads.Dataset, clip_ids: pa.ChunkedArray
+) -> pa.ChunkedArray:
+    """The group of near-duplicates of each clip, null where it has none."""
+    connection.register("duplicates", duplicates)
+    groups = connection.sql(
+        "SELECT clip_id::VARCHAR AS clip_id, min(group_id::VARCHAR) AS group_id FROM duplicates GROUP BY 1"
+    ).to_arrow_table()
+    return groups["group_id"].take(pc.index_in(clip_ids, groups["clip_id"].combine_chunks()))
 
 
 def explain(row: Mapping[str, Any], rules: RuleSet, *, source: str | None = None) -> list[Verdict]:

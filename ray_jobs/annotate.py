@@ -231,6 +231,8 @@ def start_ray(run: RunConfig) -> bool:
         return False
     address = run.address or os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "object_store_memory": 100_000_000}
+    # By default Ray's workers yield to everything else (niceness 15): beside any other program hardly a frame was done.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     level = logging.INFO if run.verbose else logging.ERROR
     ray.init(address or "local", log_to_driver=run.verbose, logging_level=level, **local)  # type: ignore[arg-type]
     return True

@@ -22,7 +22,7 @@ ray.cloudpickle.register_pickle_by_value(fake_annotator)
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("fake_annotator.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-ENVIRONMENT |= {"RAY_AUTH_MODE": "disabled"}
+ENVIRONMENT |= {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 
 
 def run(inputs: Path, out: Path, limits: Limits | None = None, **options: Any) -> Tally:
