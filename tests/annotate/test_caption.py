@@ -17,6 +17,8 @@ from worldline.annotate.caption import (
     measured_caption,
     without_camera,
 )
+from worldline.filters.content import ContentConfig, ContentScores
+from worldline.filters.verdict import UNREADABLE
 
 # In the manner of published video captions: what vision-language models write when asked to describe a clip.
 ABOUT_THE_CAMERA = [
@@ -206,3 +208,19 @@ def test_a_small_random_model_answers(tmp_path: Path) -> None:
     assert captioner(frames) == said
     found = caption_clip({}, frames, config, captioner)
     assert found.backend == "qwen_vl"
+
+
+@pytest.mark.slow
+def test_the_same_model_judges_a_clip(tmp_path: Path) -> None:
+    """Random weights say nothing readable, and the columns say that."""
+    pytest.importorskip("transformers", reason="pip install 'worldline[content]'")
+    config = ContentConfig(
+        backends=("qwen_vl",), vlm_weights=str(_small_qwen(tmp_path)), device="cpu", num_looks=2
+    )
+    scores, rng = ContentScores(config), np.random.default_rng(0)
+    for k in range(4):
+        scores.add(rng.integers(0, 255, (96, 160, 3), dtype=np.uint8), k / 2)
+    found = scores.result()
+    assert found["vlm_flags"] == json.dumps([UNREADABLE])
+    assert found["vlm_quality"] is None
+    assert json.loads(found["content_backends"])["vlm_flags"] == "qwen_vl"
