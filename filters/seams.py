@@ -14,6 +14,8 @@ STEP_PX = 2
 
 _LEAST_LEVELS = 2.0
 _RATIO = 1.6
+_LEAST_INSET = 0.16
+"""Height of the smallest inset, as a share of the picture's: shorter lines are common in any scene."""
 
 
 def steps(luma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,11 +90,11 @@ def _runs(mask: np.ndarray) -> list[tuple[int, int, int, float]]:
     height = mask.shape[0]
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 1)))
     found = []
-    for column in np.flatnonzero(closed.sum(axis=0) > 0.12 * height):
+    for column in np.flatnonzero(closed.sum(axis=0) > _LEAST_INSET * height):
         ends = np.flatnonzero(np.diff(closed[:, column], prepend=0, append=0))
         starts, stops = ends[::2], ends[1::2]
         k = int(np.argmax(stops - starts))
         top, bottom = int(starts[k]), int(stops[k])
-        if bottom - top > 0.12 * height:
+        if bottom - top > _LEAST_INSET * height:
             found.append((int(column), top, bottom, float(mask[top:bottom, column].mean())))
     return sorted(found, key=lambda run: run[1] - run[2])[:40]
