@@ -21,6 +21,7 @@ import torch
 
 from worldline.model.autoencoder import AutoencoderConfig, CausalAutoencoder
 from worldline.model.config import ModelConfig
+from worldline.model.lora import merged, with_lora
 from worldline.model.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
 from worldline.model.world_model import WorldModel
 
@@ -85,7 +86,11 @@ def load_run(run_dir: Path, step: int | None = None, *, use_ema: bool = True) ->
         autoencoder.load_state_dict(weights)
     else:
         model = WorldModel(built(ModelConfig, config["model"]))
-        model.load_state_dict(weights)
+        if config["kind"] == "refiner" and (rank := config["refine"]["lora_rank"]):
+            with_lora(model, rank).load_state_dict(weights)
+            merged(model)
+        else:
+            model.load_state_dict(weights)
         model.eval()
         autoencoder.load_state_dict(state["autoencoder"])
     return Run(model=model, autoencoder=autoencoder.eval(), config=config, step=state["step"], path=path)

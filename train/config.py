@@ -11,7 +11,28 @@ from worldline.model.config import ModelConfig, tiny
 from worldline.model.diffusion import FlowConfig
 from worldline.model.patch_autoencoder import PatchAutoencoderConfig
 
-KINDS = ("autoencoder", "flow")
+KINDS = ("autoencoder", "flow", "refiner")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefineConfig:
+    """What a refiner stage learns from: pairs of a worse and the true latent of a clip."""
+
+    lora_rank: int = 16
+    """Of the adapters that are trained on the model it begins from; 0 trains all of it."""
+    sample_share: float = 0.5
+    """Share of clips whose worse latent is that model's own sample along the clip's path; for the others it is the
+    clip scaled down and up again."""
+    sample_steps: int = 6
+    """Euler steps of such a sample."""
+    factors: tuple[float, float] = (2.0, 4.0)
+    """Least and most that a clip is scaled down."""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0 or self.sample_steps < 1 or not 0 <= self.sample_share <= 1:
+            raise ValueError("lora_rank must be at least 0, sample_steps 1, sample_share a probability")
+        if not 1 <= self.factors[0] <= self.factors[1]:
+            raise ValueError(f"factors {self.factors} must ascend from 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +47,7 @@ class TrainConfig:
     """Run folder of the stage before: the autoencoder's, or a model whose parameters of equal name and shape
     are taken. A flow stage needs one, for its autoencoder."""
     kind: str = "flow"
-    """"autoencoder" or "flow"."""
+    """"autoencoder", "flow" or "refiner", whose model runs a second time over the first stage's latents."""
     where: str = "TRUE"
     """SQL condition over the shards' index."""
     decisions: Path | None = None
@@ -39,6 +60,8 @@ class TrainConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     chunks: tuple[int, int] | None = None
     """Latent frames of the first chunk and of the others; None trains bidirectionally."""
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    """Of a refiner stage."""
     cached_latents: bool = False
     """Read latents from the shards instead of encoding frames."""
     caption_dropout: float = 0.1
@@ -79,8 +102,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r}: known are {KINDS}")
-        if self.kind == "flow" and self.init_from is None:
-            raise ValueError("a flow stage needs --init-from, which has its autoencoder")
+        if self.kind != "autoencoder" and self.init_from is None:
+            raise ValueError(f"a {self.kind} stage needs --init-from, which has its autoencoder")
+        if self.kind == "refiner" and (self.cached_latents or self.chunks is None or self.chunks[0] != 1):
+            raise ValueError("a refiner reads frames, and its first chunk is the first frame: --chunks 1 N")
         if self.model.latent_channels != self.autoencoder.latent_channels:
             raise ValueError("model and autoencoder differ in latent_channels")
         strides = {self.view.time_stride, self.autoencoder.time_stride, self.model.camera_grid.time_stride}

@@ -7,15 +7,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from worldline.datasets.transforms import ClipView
 from worldline.model.autoencoder import Autoencoder, CausalAutoencoder, reconstruction_loss
+from worldline.model.camera_embedding import CameraConditions
 from worldline.model.chunks import chunk_causal, one_chunk
-from worldline.model.diffusion import NoiseLevels, draw_levels, flow_error, noised
+from worldline.model.diffusion import NoiseLevels, draw_levels, flow_error, noised, refiner_pair
+from worldline.model.refiner import draw_sigmas
 from worldline.model.rope import Grid
+from worldline.model.sampler import even_schedule, sample_euler
 from worldline.model.text import ByteText
-from worldline.model.world_model import conditions
+from worldline.model.world_model import WorldModel, conditions
+from worldline.train.checkpoint import load_run
 from worldline.train.config import TrainConfig
+
+SAMPLE_SHIFT = 3.0
+"""Of the levels a first stage samples at; fewer steps are spent on nearly clean latents."""
 
 Loss = Callable[[ClipView, Sequence[torch.Generator]], Tensor]
 """Clips and a source of noise for each in, the mean of their losses out."""
@@ -26,6 +34,8 @@ def loss_function(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder)
     if config.kind == "autoencoder":
         assert isinstance(autoencoder, CausalAutoencoder)
         return _autoencoder_loss(config, autoencoder)
+    if config.kind == "refiner":
+        return _refiner_loss(config, net, autoencoder)
     return _flow_loss(config, net, autoencoder)
 
 
@@ -57,15 +67,89 @@ def _flow_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder) ->
         with mixed(config):
             velocity = net(noised(clean, noise, sigmas), 1000 * sigmas, text, mask, cameras, chunks=chunks)
         error = flow_error(velocity.float(), clean, noise)
-        # Over the frames that bear loss, not over their weights: a clip that is trusted less counts less. And a
-        # clip's loss is its own, so that neither processes nor parts of a batch change the sum.
-        weight = has_loss.float()
-        count = weight.sum(dim=1).clamp_min(1)
-        if config.weigh_frames:
-            weight = weight * _per_latent(clips.weight, config.autoencoder.time_stride).to(config.device)
-        return ((error * weight).sum(dim=1) / count).mean()
+        return weighed(error, has_loss, clips, config)
 
     return loss
+
+
+def weighed(error: Tensor, has_loss: Tensor, clips: ClipView, config: TrainConfig) -> Tensor:
+    """Errors [B, T] of the frames that bear loss (bool [B, T]) as one number, each by its camera's trust."""
+    # Over the frames that bear loss, not over their weights: a clip that is trusted less counts less. And a
+    # clip's loss is its own, so that neither processes nor parts of a batch change the sum.
+    weight = has_loss.float()
+    count = weight.sum(dim=1).clamp_min(1)
+    if config.weigh_frames:
+        weight = weight * _per_latent(clips.weight, config.autoencoder.time_stride).to(config.device)
+    return ((error * weight).sum(dim=1) / count).mean()
+
+
+def _refiner_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder) -> Loss:
+    """The flow from worse latents to true ones (model/refiner.py); worse ones are made on the fly."""
+    assert config.chunks is not None
+    assert config.init_from is not None
+    first_stage = load_run(config.init_from).model
+    if first_stage is None:
+        raise ValueError(f"{config.init_from} has no model to refine the samples of")
+    first_stage.to(config.device).requires_grad_(False)
+    text_encoder, refine = ByteText(channels=config.model.text_channels), config.refine
+
+    def loss(clips: ClipView, generators: Sequence[torch.Generator]) -> Tensor:
+        assert config.chunks is not None
+        frames = video(clips, config.device)
+        with torch.no_grad():
+            high = autoencoder.encode(frames).float()
+        batch, num_frames, height, width = len(high), *high.shape[2:]
+        chunks = chunk_causal(num_frames, first=config.chunks[0], rest=config.chunks[1])
+        grid = Grid(num_frames=num_frames, height=height, width=width)
+        cameras = conditions(config.model, clips.first_from_cam.to(config.device), clips.intrinsics(), grid)
+        text, mask = (tensor.to(config.device) for tensor in text_encoder([""] * batch))
+        noises, sigmas, lows = [], [], []
+        for k, generator in enumerate(generators):
+            noises.append(torch.randn(2, *high.shape[1:], generator=generator))
+            sigmas.append(draw_sigmas(1, shift=config.flow.shift, generator=generator))
+            is_sample = float(torch.rand(1, generator=generator)) < refine.sample_share
+            factor = float(torch.empty(1).uniform_(*refine.factors, generator=generator))
+            lows.append(None if is_sample else rescaled(frames[k : k + 1], factor))
+        noise = torch.stack(noises).to(config.device)  # [B, 2, c, T, h, w]
+        with torch.no_grad(), mixed(config):
+            sampled = _samples(first_stage, high, noise[:, 0], text, mask, cameras, refine.sample_steps)
+            low = torch.stack(
+                [sampled[k] if x is None else autoencoder.encode(x)[0].float() for k, x in enumerate(lows)]
+            )
+        levels = torch.cat(sigmas).to(config.device)[:, None].repeat(1, num_frames)
+        levels[:, : config.chunks[0]] = 0
+        x, target = refiner_pair(low, high, noise[:, 1], levels)
+        with mixed(config):
+            velocity = net(x, 1000 * levels, text, mask, cameras, chunks=chunks)
+        error = (velocity.float() - target).square().mean(dim=(1, 3, 4))
+        return weighed(error, levels > 0, clips, config)
+
+    return loss
+
+
+def rescaled(frames: Tensor, factor: float) -> Tensor:
+    """Videos [B, 3, F, H, W] scaled down by a factor and up again."""
+    height, width = frames.shape[3:]
+    size = (max(1, round(height / factor)), max(1, round(width / factor)))
+    pictures = frames.transpose(1, 2).flatten(0, 1)
+    small = functional.interpolate(pictures, size, mode="bilinear", antialias=True)
+    large = functional.interpolate(small, (height, width), mode="bilinear")
+    return large.unflatten(0, (len(frames), -1)).transpose(1, 2)
+
+
+def _samples(
+    model: WorldModel,
+    high: Tensor,
+    noise: Tensor,
+    text: Tensor,
+    mask: Tensor,
+    cameras: CameraConditions | None,
+    steps: int,
+) -> Tensor:
+    """First-stage latents [B, c, T, h, w] of the clips, each from its clean first frame along its path."""
+    table = even_schedule(steps, high.shape[2], shift=SAMPLE_SHIFT, num_clean=1)
+    start = torch.cat([high[:, :, :1], noise[:, :, 1:]], dim=2)
+    return sample_euler(lambda x, sigmas: model(x, 1000 * sigmas, text, mask, cameras).float(), start, table)
 
 
 @dataclass(frozen=True, slots=True)

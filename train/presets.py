@@ -17,6 +17,7 @@ from worldline.model.camera_embedding import CameraGridConfig
 from worldline.model.config import ModelConfig, tiny
 from worldline.model.diffusion import FlowConfig
 from worldline.model.patch_autoencoder import PatchAutoencoderConfig
+from worldline.model.softmax_attention import AttentionSpan
 from worldline.train.config import TrainConfig
 
 TINY_VIEW = ViewConfig(num_frames=33, width=96, height=64)
@@ -103,6 +104,19 @@ def walk_model(
         final_lr_share=0.05,
         betas=(0.9, 0.98),
         clip_norm=1.0,
+    )
+
+
+def walk_refiner(
+    shards: str, out: Path, init_from: Path, *, decisions: Path | None = None, steps: int = 600
+) -> TrainConfig:
+    """Adapters on `walk_model`'s run that bring back what its samples lost; `shards` of videos, not of latents."""
+    return replace(
+        walk_model(shards, out, init_from, decisions=decisions, steps=steps),
+        kind="refiner",
+        model=replace(WALK_MODEL, span=AttentionSpan(sink_frames=1, window_frames=11)),
+        chunks=(1, 3),
+        lr=1e-3,
     )
 
 

@@ -26,6 +26,7 @@ from worldline.datasets.sample_order import OrderConfig
 from worldline.datasets.shard_index import select
 from worldline.datasets.transforms import ClipView, TrainingView, collate_views
 from worldline.model.autoencoder import CausalAutoencoder
+from worldline.model.lora import with_lora
 from worldline.model.patch_autoencoder import PatchAutoencoder
 from worldline.model.world_model import WorldModel
 from worldline.train.checkpoint import load_state, new_autoencoder, plain, save, steps_of
@@ -179,20 +180,24 @@ def _networks(config: TrainConfig) -> tuple[nn.Module, CausalAutoencoder | Patch
     torch.manual_seed(config.seed)
     autoencoder = new_autoencoder(config.autoencoder).to(config.device)
     net: nn.Module = autoencoder
-    if config.kind == "flow":
+    if config.kind != "autoencoder":
         net = WorldModel(config.model).to(config.device)
     if config.init_from is None:
         return net, autoencoder
     _, state = load_state(config.init_from)
     weights = state["model"] if state["ema"] is None else state["ema"]
+    if state["config"].get("refine", {}).get("lora_rank") and state["config"]["kind"] == "refiner":
+        raise ValueError(f"{config.init_from} is a refiner with adapters: begin from the run it began from")
     if state["config"]["kind"] == "autoencoder":
         autoencoder.load_state_dict(weights)
     else:
         autoencoder.load_state_dict(state["autoencoder"])
-        if config.kind == "flow":
+        if config.kind != "autoencoder":
             logger.info("fresh parameters: %s", take_weights(net, weights))
-    if config.kind == "flow":
+    if isinstance(net, WorldModel):
         autoencoder.eval().requires_grad_(False)
+        if config.kind == "refiner" and config.refine.lora_rank:
+            net = with_lora(net, config.refine.lora_rank).to(config.device)
     return net, autoencoder
 
 
@@ -260,9 +265,11 @@ def _restore(
 
 def _refuse_other(config: TrainConfig, state: dict[str, Any]) -> None:
     """ValueError where the checkpoint was trained with another config."""
-    now = plain(config)
+    now, then = plain(config), state["config"]
     free = {"device", "cpu_threads", "num_workers", "checkpoint_every", "log_every"}
-    if changed := [name for name in now if name not in free and now[name] != state["config"].get(name)]:
+    if config.kind != "refiner":
+        free.add("refine")
+    if changed := [name for name in now if name not in free and now[name] != then.get(name)]:
         raise ValueError(f"{config.out} was trained with another {', '.join(changed)}; give another --out")
 
 
