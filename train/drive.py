@@ -146,6 +146,8 @@ def _world(head: Head) -> World:
     if generator.num_frames == 1:
         raise ValueError(f"{head.run} was trained on single frames and cannot be driven")
     window = None
+    if generator.chunks is None and head.window_frames is not None:
+        raise ValueError("window_frames is for chunk-causal runs; this one is made window by window")
     if generator.chunks is not None:
         span = generator.model.config.span
         window = next(w for w in (head.window_frames, span.window_frames, LIVE_WINDOW) if w is not None)

@@ -2,18 +2,19 @@
 const KEYS = "wsadikjl", DEAD_ZONE_PX = 24, MAX_PATH = 4000, RETRY_MS = 1000;
 const at = (id) => document.getElementById(id);
 const typed = new Set(), touched = new Set(), dragged = new Set();
-let socket = null, sent = "", drives = false, browsers = 1, paused = false, interval = 500, path = [];
+let socket = null, sent = "", farewell = "", drives = false, browsers = 1, paused = false, interval = 500, path = [];
 let waiting = [], shown = 0, timer = null;
 
 function connect() {
   socket = new WebSocket(`ws://${location.host}/ws`);
   socket.binaryType = "arraybuffer";
-  socket.onopen = () => { sent = ""; if (document.hidden) pause(true); };
+  socket.onopen = () => { sent = farewell = ""; if (document.hidden) pause(true); };
   socket.onmessage = (event) => typeof event.data === "string" ? read(JSON.parse(event.data)) : receive(event.data);
   socket.onclose = (event) => {
     drives = false;
     document.body.dataset.connected = "no";
-    at("role").textContent = event.reason || "no connection; the world stands still";
+    if (event.reason) farewell = event.reason;
+    at("role").textContent = farewell || "no connection; the world stands still";
     setTimeout(connect, RETRY_MS);
   };
 }
@@ -118,7 +119,11 @@ addEventListener("keydown", (event) => {
 });
 addEventListener("keyup", (event) => { typed.delete(event.key.toLowerCase()); tell(); });
 addEventListener("blur", letGo);
-document.addEventListener("visibilitychange", () => { letGo(); pause(document.hidden); });
+let wasPaused = false;
+document.addEventListener("visibilitychange", () => {
+  letGo();
+  if (document.hidden) { wasPaused = paused; pause(true); } else pause(wasPaused);
+});
 
 // A drag is a stick: how far it is from where it began says which of the turning keys are down.
 const view = at("view");
@@ -139,6 +144,9 @@ for (const button of document.querySelectorAll("#keys button")) {
   for (const kind of ["pointerup", "pointercancel"]) button.addEventListener(kind, () => { touched.delete(button.dataset.key); tell(); });
 }
 at("pause").addEventListener("click", (event) => { pause(!paused); event.target.blur(); });
-at("restart").addEventListener("click", (event) => { if (drives) socket.send(JSON.stringify({restart: true})); event.target.blur(); });
+at("restart").addEventListener("click", (event) => {
+  if (drives) { socket.send(JSON.stringify({restart: true})); if (paused) pause(false); }
+  event.target.blur();
+});
 at("drive").addEventListener("click", () => socket.send(JSON.stringify({drive: true})));
 connect();

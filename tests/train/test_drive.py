@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -184,6 +185,21 @@ def test_looking_back_is_bounded_and_no_drive_is_written_over(tmp_path: Path, im
     assert not list(tmp_path.glob("none*"))
 
 
+def test_what_cannot_be_served_is_told(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(tmp_path, image, None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(replace(config, port=taken.getsockname()[1])) == 2
+    assert "--port 0" in caplog.text
+    assert main(replace(config, window_frames=3)) == 2
+    assert "chunk-causal" in caplog.text
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.delitem(sys.modules, "worldline.train.drive_server")
+    assert main(config) == 2
+    assert "worldline[drive]" in caplog.text
+
+
 # The page
 
 
@@ -254,9 +270,9 @@ def test_keys_in_the_browser_move_the_camera_and_the_video_is_kept(
         # Space: the world stands still.
         browser.find_element("tag name", "body").send_keys(" ")
         wait_until(lambda: "paused" in browser.find_element("id", "role").text)
-        time.sleep(0.5)
+        time.sleep(0.4)
         lines = recording_path(config.out).read_text().count("\n")
-        time.sleep(0.6)
+        time.sleep(0.5)
         assert recording_path(config.out).read_text().count("\n") == lines
         # Reloading goes on with the same world, and its path.
         stood = place()
@@ -287,9 +303,9 @@ def test_the_first_browser_drives_the_next_watches_and_others_are_kept_out(
     drive = Drive(open_world(config), lambda: free_take(config.out))
     recording = recording_path(config.out)
 
-    async def told(socket: aiohttp.ClientWebSocketResponse, kind: str, **facts: Any) -> dict[str, Any]:
+    async def told(connection: aiohttp.ClientWebSocketResponse, kind: str, **facts: Any) -> dict[str, Any]:
         while True:
-            message = await socket.receive(timeout=20)
+            message = await connection.receive(timeout=20)
             assert message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY), message
             if message.type == aiohttp.WSMsgType.TEXT:
                 found = json.loads(message.data)
@@ -315,6 +331,10 @@ def test_the_first_browser_drives_the_next_watches_and_others_are_kept_out(
             picture = await second.receive_bytes()
             decoded = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
             assert decoded.shape == (16, 32, 3)
+            await second.send_json({"drive": True})
+            await told(first, "status", drives=False)
+            await first.send_json({"drive": True})
+            await told(first, "status", drives=True)
             await first.close()
             await told(second, "status", drives=True, browsers=1)
             await told(second, "chunk", keys="")  # the one who left holds no key any more
