@@ -210,7 +210,14 @@ def main(config: DriveConfig) -> int:
             return 1 if different else 0
         serve = load_backend("aiohttp", SERVERS, HOW_TO_INSTALL)
         world = open_world(config)
-        for take in serve(world, lambda: free_take(config.out), host=config.host, port=config.port):
+        takes = serve(
+            world,
+            lambda: free_take(config.out),
+            host=config.host,
+            port=config.port,
+            on_ready=lambda address: print(f"drive at {address} ; Ctrl-C ends it", flush=True),
+        )
+        for take in takes:
             print(take)
     except (ValueError, MissingBackend) as error:
         logger.error("%s", error)

@@ -24,7 +24,6 @@ import cv2
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from worldline.train.drive_recording import Chunk
 from worldline.train.drive_session import Control, Shown, World, drive_take, recording_path
 
 logger = logging.getLogger(__name__)
@@ -47,13 +46,21 @@ Message = list[str | bytes]
 """Sent together, or not at all."""
 
 
-def serve(world: World, next_take: Callable[[], Path], *, host: str, port: int) -> list[Path]:
-    """Serves the page until Ctrl-C or SIGTERM; the videos made, in order. Raises what making the frames raised.
+def serve(
+    world: World, next_take: Callable[[], Path], *, host: str, port: int, on_ready: Callable[[str], None]
+) -> list[Path]:
+    """Serves the page until Ctrl-C or SIGTERM; the videos made, in order.
 
-    next_take: names the video of the next drive. Raises ValueError where the address cannot be served at.
+    Raises ValueError where the address cannot be served at, and whatever making the frames raised.
+
+    Args:
+        world: what is driven through.
+        next_take: names the video of the next drive.
+        host, port: address; port 0 takes a free one.
+        on_ready: told the page's address once it is served.
     """
     drive = Drive(world, next_take)
-    asyncio.run(drive.serve(host, port))
+    asyncio.run(drive.serve(host, port, on_ready))
     if drive.error is not None:
         raise drive.error
     return drive.takes
@@ -106,7 +113,7 @@ class Drive:
         self._newest = _jpeg(world.image_rgb)
         self._take = ""
 
-    async def serve(self, host: str, port: int) -> None:
+    async def serve(self, host: str, port: int, on_ready: Callable[[str], None]) -> None:
         """Until SIGINT or SIGTERM, or until making frames fails."""
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         app = web.Application()
@@ -124,8 +131,7 @@ class Drive:
             loop.add_signal_handler(number, stop.set)
         worker = threading.Thread(target=self._make_takes, args=(loop, stop), name="world", daemon=True)
         worker.start()
-        address = runner.addresses[0]
-        print(f"drive at http://{address[0]}:{address[1]}/ ; Ctrl-C ends it", flush=True)
+        on_ready(f"http://{runner.addresses[0][0]}:{runner.addresses[0][1]}/")
         try:
             await stop.wait()
         finally:
@@ -149,12 +155,7 @@ class Drive:
             while self._control.wait_for_take():
                 video = self._next_take()
                 loop.call_soon_threadsafe(self._begin_take, video.name)
-                count = drive_take(
-                    self._world,
-                    self._control,
-                    video,
-                    show,
-                )
+                count = drive_take(self._world, self._control, video, show)
                 if count:
                     self.takes.append(video)
                     logger.info("%s and %s: %d chunks", video, recording_path(video).name, count)
@@ -176,8 +177,11 @@ class Drive:
         places = [_place(pose) for pose in np.array(shown.chunk.poses)]
         self._path.extend(places)
         self._newest = pictures[-1]
-        facts = _facts(shown.chunk) | {
+        facts = {
             "kind": "chunk",
+            "chunk": shown.chunk.chunk,
+            "keys": shown.chunk.keys,
+            "latency_s": shown.chunk.latency_s,
             "frames": len(pictures),
             "frames_per_s": shown.frames_per_s,
             "memory_bytes": shown.memory_bytes,
@@ -206,7 +210,7 @@ class Drive:
         # Any page of the web may open a websocket to this machine: only this server's own may drive.
         if request.headers.get("Origin", f"http://{request.host}") != f"http://{request.host}":
             raise web.HTTPForbidden(text="this page belongs to another server")
-        socket = web.WebSocketResponse(heartbeat=5.0, max_msg_size=MAX_MESSAGE_BYTES)
+        socket = web.WebSocketResponse(timeout=1.0, heartbeat=5.0, max_msg_size=MAX_MESSAGE_BYTES)
         await socket.prepare(request)
         browser = Browser(socket)
         browser.put(self._hello())
@@ -251,7 +255,7 @@ class Drive:
         if "paused" in wish:
             self._control.run(not wish["paused"])
         if "keys" in wish:
-            self._control.hold(wish["keys"])
+            self._control.hold(str(wish["keys"]))
         if wish.get("restart"):
             self._control.end_take()
 
@@ -261,10 +265,6 @@ async def _page_file(request: web.Request) -> web.Response:
     text = (Path(__file__).parent / name).read_text(encoding="utf-8")
     headers = {"Content-Security-Policy": CONTENT_POLICY, "Cache-Control": "no-store"}
     return web.Response(text=text, content_type=kind, headers=headers)
-
-
-def _facts(chunk: Chunk) -> dict[str, Any]:
-    return {"chunk": chunk.chunk, "keys": chunk.keys, "latency_s": chunk.latency_s}
 
 
 def _place(first_from_cam: np.ndarray) -> list[float]:

@@ -297,7 +297,7 @@ def test_keys_in_the_browser_move_the_camera_and_the_video_is_kept(
 
 
 def test_the_first_browser_drives_the_next_watches_and_others_are_kept_out(
-    tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, image: Path
 ) -> None:
     config = config_of(tmp_path, image, None)
     drive = Drive(open_world(config), lambda: free_take(config.out))
@@ -313,10 +313,9 @@ def test_the_first_browser_drives_the_next_watches_and_others_are_kept_out(
                     return found
 
     async def talk() -> None:
-        serving = asyncio.create_task(drive.serve("127.0.0.1", 0))
-        while not (printed := capsys.readouterr().out):
-            await asyncio.sleep(0.01)
-        address = printed.split()[2].rstrip("/")
+        ready = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(drive.serve("127.0.0.1", 0, ready.set_result))
+        address = (await ready).rstrip("/")
         async with aiohttp.ClientSession() as session:
             with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
                 await session.ws_connect(f"{address}/ws", headers={"Origin": "http://elsewhere.example"})
@@ -340,7 +339,7 @@ def test_the_first_browser_drives_the_next_watches_and_others_are_kept_out(
             await told(second, "chunk", keys="")  # the one who left holds no key any more
             await second.send_json({"keys": "s"})
             await told(second, "chunk", keys="s")
-            await second.send_str("not JSON")
+            await second.send_str('{"keys": ["w"]}')
             while not second.closed:
                 await second.receive(timeout=20)
             assert second.close_code == 1003
