@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -31,6 +31,7 @@ from worldline.model.camera_embedding import CameraConditions, camera_conditions
 from worldline.model.chunks import one_chunk
 from worldline.model.config import ModelConfig
 from worldline.model.rope import Grid, rope_table
+from worldline.model.softmax_attention import AttentionSpan
 from worldline.model.temporal import temporal_conv
 
 MAX_CONV_ELEMENTS = 1 << 30
@@ -195,6 +196,12 @@ class WorldModel(nn.Module):
             form=form,
         )
         return velocity
+
+    def read_span(self, span: AttentionSpan) -> None:
+        """Softmax blocks read these earlier frames from now on, whatever they were trained with."""
+        self.config = replace(self.config, span=span)
+        for block in self.blocks:
+            cast(Block, block).attention.config = self.config
 
     def stream(
         self,

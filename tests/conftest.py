@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -186,3 +187,34 @@ def fake() -> ModuleType:
 def jobs(fake: ModuleType) -> ModuleType:
     """tests/ray_jobs/fake_jobs.py: whole jobs with `fake`, and what they leave behind."""
     return load(Path(__file__).parent / "ray_jobs" / "fake_jobs.py")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """Chromium without a window; skips the test where it or selenium is absent."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pages are tested with selenium")
+    chrome, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if chrome is None or driver is None:
+        pytest.skip("no chromium and chromedriver; Debian: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chrome
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1300,1600",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield found
+    found.quit()
+
+
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Any]:
+    """The same for a test, left empty after it and with nothing in its log."""
+    yield chromium
+    chromium.get("about:blank")
+    chromium.get_log("browser")

@@ -2,6 +2,8 @@
 
 w/s go forward and back, a/d turn left and right, i/k look up and down, j/l step left and right, none holds
 still. Walking stays level whatever the pitch. N frames of action give N + 1 poses, the first the identity.
+`ActionStepper` goes frame by frame, for keys that are pressed while the video is made; a string is nothing but its
+steps. So easing may not look ahead: a key that is let go comes to rest in the frames after.
 The released SANA-WM pipeline reads j/l as turns and a/d as steps; its backend parses strings by itself.
 """
 
@@ -11,8 +13,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-
-from worldline.annotate.camera import rotation_from_rotvec
 
 KEYS = {
     "w": ("forward", 1),
@@ -39,8 +39,8 @@ class ActionConfig:
     turn_deg: float = 0.6
     """Degrees a frame, 9.6 deg/s at 16 frames/s."""
     ease_frames: int = 6
-    """Frames over which a key's speed rises after it is pressed and falls before it is let go; 0 is none. A
-    key held for n frames moves n - min(ease_frames, n // 2) full steps."""
+    """Frames over which a key's speed rises after it is pressed and falls after it is let go; 0 is none. A key held
+    for n >= ease_frames frames moves n full steps, in n + ease_frames frames."""
     max_pitch_deg: float = 60.0
     """Looking up and down stops here."""
 
@@ -71,46 +71,57 @@ def parse_actions(text: str) -> list[str]:
     return held
 
 
+class ActionStepper:
+    """A camera that keys move frame by frame; `pose` is where it is."""
+
+    def __init__(self, config: ActionConfig | None = None) -> None:
+        self.config = config or ActionConfig()
+        self._x, self._z, self._yaw, self._pitch = 0.0, 0.0, 0.0, 0.0
+        self._pressed = dict.fromkeys(KEYS, 0)
+        """Frames of easing each key has behind it, ease_frames at full speed."""
+
+    @property
+    def pose(self) -> np.ndarray:
+        """first_from_cam [3, 4], OpenCV axes, metres; the identity before the first step."""
+        sin_yaw, cos_yaw = math.sin(self._yaw), math.cos(self._yaw)
+        sin_pitch, cos_pitch = math.sin(self._pitch), math.cos(self._pitch)
+        return np.array(  # rotation about y by yaw, after that about x by pitch
+            [
+                [cos_yaw, sin_yaw * sin_pitch, sin_yaw * cos_pitch, self._x],
+                [0.0, cos_pitch, -sin_pitch, 0.0],
+                [-sin_yaw, cos_yaw * sin_pitch, cos_yaw * cos_pitch, self._z],
+            ]
+        )
+
+    def step(self, keys: str) -> np.ndarray:
+        """The pose after one more frame with these keys held, "" for none. Raises ValueError for an unknown key."""
+        if unknown := set(keys) - set(KEYS):
+            raise ValueError(f"unknown keys {sorted(unknown)}; known are {''.join(KEYS)}")
+        change = {"forward": 0.0, "right": 0.0, "yaw": 0.0, "pitch": 0.0}
+        for key, (name, sign) in KEYS.items():
+            change[name] += sign * self._speed(key, key in keys)
+        turn, limit = math.radians(self.config.turn_deg), math.radians(self.config.max_pitch_deg)
+        self._pitch = min(max(self._pitch + turn * change["pitch"], -limit), limit)
+        before, self._yaw = self._yaw, self._yaw + turn * change["yaw"]
+        # The step of a frame goes along its mean heading, so that walking a curve closes the same circle
+        # whatever the frame rate.
+        heading = 0.5 * (before + self._yaw)
+        forward, right = self.config.step_m * change["forward"], self.config.step_m * change["right"]
+        self._x += math.sin(heading) * forward + math.cos(heading) * right
+        self._z += math.cos(heading) * forward - math.sin(heading) * right
+        return self.pose
+
+    def _speed(self, key: str, is_held: bool) -> float:
+        """Mean speed 0 ... 1 of a key during this frame: a smooth ramp up or down, read at the frame's middle."""
+        before, ease = self._pressed[key], self.config.ease_frames
+        after = self._pressed[key] = min(before + 1, ease) if is_held else max(before - 1, 0)
+        if ease == 0:
+            return float(is_held)
+        t = 0.5 * (before + after) / ease
+        return t * t * (3 - 2 * t)
+
+
 def poses_of_actions(text: str, config: ActionConfig | None = None) -> np.ndarray:
     """first_from_cam [N + 1, 3, 4] of N frames of action, OpenCV axes, metres."""
-    config = config or ActionConfig()
-    held = parse_actions(text)
-    change = {name: np.zeros(len(held)) for name in ("forward", "right", "yaw", "pitch")}
-    for key, (name, sign) in KEYS.items():
-        change[name] += sign * _eased(np.array([key in keys for keys in held]), config.ease_frames)
-    limit = math.radians(config.max_pitch_deg)
-    turn = math.radians(config.turn_deg)
-    pitch = np.empty(len(held) + 1)
-    pitch[0] = 0.0
-    for i, step in enumerate(turn * change["pitch"]):
-        pitch[i + 1] = min(max(pitch[i] + step, -limit), limit)
-    yaw = np.concatenate([[0.0], np.cumsum(turn * change["yaw"])])
-    # The step of a frame goes along its mean heading, so that walking a curve closes the same circle
-    # whatever the frame rate.
-    heading = 0.5 * (yaw[1:] + yaw[:-1])
-    forward, right = config.step_m * change["forward"], config.step_m * change["right"]
-    steps = np.stack(
-        [
-            np.sin(heading) * forward + np.cos(heading) * right,
-            np.zeros(len(held)),
-            np.cos(heading) * forward - np.sin(heading) * right,
-        ],
-        axis=-1,
-    )
-    position = np.concatenate([np.zeros((1, 3)), np.cumsum(steps, axis=0)])
-    about_y = rotation_from_rotvec(yaw[:, None] * np.array([0.0, 1.0, 0.0]))
-    about_x = rotation_from_rotvec(pitch[:, None] * np.array([1.0, 0.0, 0.0]))
-    return np.concatenate([about_y @ about_x, position[:, :, None]], axis=-1)
-
-
-def _eased(is_held: np.ndarray, ease_frames: int) -> np.ndarray:
-    """Speed [N] in 0 ... 1 of a key: 1 where held, with smooth ramps at the ends of each run."""
-    speed = is_held.astype(np.float64)
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], is_held.astype(np.int8), [0]])))
-    for start, stop in edges.reshape(-1, 2):
-        num = min(ease_frames, (stop - start) // 2)
-        t = (np.arange(num) + 0.5) / max(num, 1)
-        ramp = t * t * (3 - 2 * t)
-        speed[start : start + num] = ramp
-        speed[stop - num : stop] = ramp[::-1]
-    return speed
+    stepper = ActionStepper(config)
+    return np.stack([stepper.pose, *(stepper.step(keys) for keys in parse_actions(text))])

@@ -9,6 +9,7 @@ elsewhere cannot run code.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
+from torch import nn
 
 from worldline.model.autoencoder import AutoencoderConfig, CausalAutoencoder
 from worldline.model.config import ModelConfig
@@ -94,6 +97,15 @@ def load_run(run_dir: Path, step: int | None = None, *, use_ema: bool = True) ->
         model.eval()
         autoencoder.load_state_dict(state["autoencoder"])
     return Run(model=model, autoencoder=autoencoder.eval(), config=config, step=state["step"], path=path)
+
+
+def weights_key(module: nn.Module) -> str:
+    """32 hex digits that change with the module's kind or any weight."""
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def new_autoencoder(

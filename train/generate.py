@@ -205,7 +205,17 @@ def read_poses(path: Path) -> np.ndarray:
     return poses
 
 
-def read_intrinsics(config: GenerateConfig, width: int, height: int) -> np.ndarray:
+class LensChoice(Protocol):
+    """A config that states the lens in one of two ways."""
+
+    @property
+    def fov_deg(self) -> float | None: ...
+
+    @property
+    def intrinsics(self) -> Path | None: ...
+
+
+def read_intrinsics(config: LensChoice, width: int, height: int) -> np.ndarray:
     """fxfycxcy_px [4] or [F, 4] for an image of this size; raises ValueError outside FOV_RANGE_DEG."""
     if config.fov_deg is not None:
         focal_px = 0.5 * width / math.tan(0.5 * math.radians(config.fov_deg))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ from worldline.train.parallel import seeded_generator
 
 SHIFT = 3.0
 """Of the sampling levels; fewer steps are spent on nearly clean latents."""
+
+NextPoses = Callable[[int], Sequence[np.ndarray]]
+"""Asked for the poses first_from_cam [3, 4] of the next n frames, the first of all the identity; fewer than n end the
+video after them."""
 
 
 class RunGenerator:
@@ -99,62 +104,104 @@ class RunGenerator:
         intrinsics: fxfycxcy_px [4]. Raises ValueError for guidance with a chunk-causal run, whose state is carried
         for one caption.
         """
-        if self.chunks is not None:
-            if guidance != 1:
-                raise ValueError("a chunk-causal run streams without guidance: give guidance 1")
-            yield from self._roll_out(first_frame, first_from_cam, intrinsics, steps, seed, prompt)
-            return
-        start, frame = 0, first_frame
-        if self.num_frames == 1 and len(first_from_cam) > 1:
+        poses = iter(first_from_cam)
+
+        def next_poses(count: int) -> list[np.ndarray]:
+            return list(itertools.islice(poses, count))
+
+        options: dict[str, Any] = {"steps": steps, "seed": seed, "prompt": prompt, "guidance": guidance}
+        for frames in self.stream_live(first_frame, intrinsics, next_poses, **options):
+            yield from frames
+
+    def stream_live(
+        self,
+        first_frame: np.ndarray,
+        intrinsics: Intrinsics,
+        next_poses: NextPoses,
+        *,
+        steps: int = 6,
+        seed: int = 0,
+        prompt: str = "",
+        guidance: float = 1.0,
+    ) -> Iterator[np.ndarray]:
+        """Frames [n, H, W, 3] uint8, a chunk or window at a time, along a path that is asked for while it is made.
+
+        Arguments and errors otherwise as in `stream`, which is this with a path that is known. Memory does not grow
+        with the length, in a chunk-causal run as long as its `AttentionSpan` has a window.
+        """
+        if self.chunks is None:
+            return self._windows(first_frame, intrinsics, next_poses, steps, seed, prompt, guidance)
+        if guidance != 1:
+            raise ValueError("a chunk-causal run streams without guidance: give guidance 1")
+        return self._roll_out(first_frame, intrinsics, next_poses, steps, seed, prompt)
+
+    def _windows(
+        self,
+        first_frame: np.ndarray,
+        intrinsics: Intrinsics,
+        next_poses: NextPoses,
+        steps: int,
+        seed: int,
+        prompt: str,
+        guidance: float,
+    ) -> Iterator[np.ndarray]:
+        start, frame, window = 0, first_frame, list(next_poses(self.num_frames))
+        if self.num_frames == 1 and len(next_poses(1)):
             raise ValueError("a run trained on single frames makes no video: give a path of one pose")
-        while start == 0 or start < len(first_from_cam) - 1:
-            window = first_from_cam[start : start + self.num_frames]
+        while len(window) > min(start, 1):  # later windows begin with a pose that has its frame
+            known = len(window)
             # The model knows windows of whole latent frames: the last one is filled up by resting.
-            missing = self.num_frames - len(window)
-            window = np.concatenate([window, np.repeat(window[-1:], missing, axis=0)])
-            path = compose(invert(window[:1]), window)
+            path = np.stack(window + window[-1:] * (self.num_frames - known))
+            path = compose(invert(path[:1]), path)
             options: dict[str, Any] = {"steps": steps, "prompt": prompt, "guidance": guidance}
             made = self.videos(frame[None], path[None], intrinsics, seed=seed, start=start, **options)[0]
-            made = made[: self.num_frames - missing]
-            yield from made if start == 0 else made[1:]
-            if len(first_from_cam) == 1:
+            yield made[:known] if start == 0 else made[1:known]
+            if known < self.num_frames or self.num_frames == 1:
                 return
             start, frame = start + self.num_frames - 1, made[-1]
+            window = [window[-1], *next_poses(self.num_frames - 1)]
 
     @torch.no_grad()
     def _roll_out(
         self,
         first_frame: np.ndarray,
-        first_from_cam: np.ndarray,
         intrinsics: Intrinsics,
+        next_poses: NextPoses,
         steps: int,
         seed: int,
         prompt: str,
     ) -> Iterator[np.ndarray]:
         assert self.chunks is not None
+        first_size, later_size = self.chunks
         stride = self.autoencoder.time_stride
-        num_latents = 1 + math.ceil((len(first_from_cam) - 1) / stride)
-        missing = stride * (num_latents - 1) + 1 - len(first_from_cam)
-        path = np.concatenate([first_from_cam, np.repeat(first_from_cam[-1:], missing, axis=0)])
         first = self._encoded(first_frame[None])
         _, channels, _, height, width = first.shape
-        starts = [0, *range(self.chunks[0], num_latents, self.chunks[1])]
-        spans = list(zip(starts, [*starts[1:], num_latents], strict=True))
 
-        def cameras() -> Iterator[CameraConditions | None]:
-            for begin, end in spans:
-                frames = slice(stride * (begin - 1) + 1 if begin else 0, stride * (end - 1) + 1)
-                part = torch.as_tensor(path[None, frames], dtype=torch.float32, device=self.device)
-                grid = Grid(num_frames=end - begin, height=height, width=width, first_frame=begin)
+        waiting: deque[tuple[CameraConditions | None, int]] = deque()
+
+        def noises() -> Iterator[Tensor]:
+            """Of each chunk; its cameras and number of frames are put into `waiting` first."""
+            begin, size = 0, first_size
+            while True:
+                missing = stride - 1 if begin == 0 else 0  # the first latent frame is one frame
+                poses = list(next_poses(stride * size - missing))
+                if not poses:
+                    return
+                known, size = len(poses), math.ceil((len(poses) + missing) / stride)
+                poses += poses[-1:] * (stride * size - missing - known)
+                path = torch.as_tensor(np.stack(poses)[None], dtype=torch.float32, device=self.device)
+                grid = Grid(num_frames=size, height=height, width=width, first_frame=begin)
                 with torch.autocast(torch.device(self.device).type, enabled=False):
-                    found = conditions(self.model.config, part, intrinsics, grid)
-                yield found
+                    waiting.append((conditions(self.model.config, path, intrinsics, grid), known))
+                yield self._noise((1, channels, size, height, width), seed, begin)
+                begin, size = begin + size, later_size
 
-        noise = (self._noise((1, channels, end - begin, height, width), seed, begin) for begin, end in spans)
         text, mask = self._caption(prompt, 1)
         sigmas = even_schedule(steps, 1, shift=SHIFT)[:, 0].tolist()
-        chunks = roll_out(self.model, noise, text, mask, cameras(), sigmas=sigmas, first_frame=first)
-        yield from itertools.islice(self._decoded(chunks), len(first_from_cam))
+        cameras = (waiting[0][0] for _ in itertools.repeat(None))
+        chunks = roll_out(self.model, noises(), text, mask, cameras, sigmas=sigmas, first_frame=first)
+        for frames in self._decoded(chunks):
+            yield frames[: waiting.popleft()[1]]
 
     def _decoded(self, chunks: Iterator[Tensor]) -> Iterator[np.ndarray]:
         tails: list[Tensor] | None = None
@@ -169,7 +216,7 @@ class RunGenerator:
                 video, tails = self.autoencoder.decode_piece(latents, tails)
             else:
                 video = self.autoencoder.decode(latents)
-            yield from to_pixels(video)[0]
+            yield to_pixels(video)[0]
 
     def _encoded(self, frames: np.ndarray) -> Tensor:
         return self.autoencoder.encode(from_pixels(frames[:, None], self.device))

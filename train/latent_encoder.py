@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from worldline.model.autoencoder import CausalAutoencoder, from_pixels
 from worldline.model.patch_autoencoder import PatchAutoencoder
+from worldline.train.checkpoint import weights_key
 
 
 class LatentEncoder:
@@ -37,8 +37,4 @@ class LatentEncoder:
 
 def autoencoder_key(autoencoder: CausalAutoencoder | PatchAutoencoder) -> str:
     """32 hex digits that change with the autoencoder's kind or any weight."""
-    digest = hashlib.sha256(type(autoencoder).__name__.encode())
-    for name, value in sorted(autoencoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).tobytes())
-    return digest.hexdigest()[:32]
+    return weights_key(autoencoder)

@@ -72,6 +72,9 @@ COMMANDS = {
     "generate": Command(
         "worldline.train.generate", "GenerateConfig", "a video from an image, a caption and a camera path"
     ),
+    "drive": Command(
+        "worldline.train.drive", "DriveConfig", "a run driven live in the browser, and its replay"
+    ),
     "recipe": Command(
         "worldline.ray_jobs.recipe", "RecipeConfig", "raw videos to a world model that follows the camera"
     ),

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 from worldline.annotate.camera import Intrinsics, compose, rotation_from_rotvec
 from worldline.model.camera_embedding import relative_to_first
-from worldline.model.chunks import chunk_causal
+from worldline.model.chunks import chunk_causal, chunk_spans
 from worldline.model.config import SIZES, ModelConfig, full_2p6b, release, tiny
 from worldline.model.rope import Grid
 from worldline.model.softmax_attention import AttentionSpan
@@ -120,6 +120,49 @@ def test_streaming_equals_the_whole_clip(name):
     assert state.num_frames == NUM_FRAMES
     # The release rounds softmax inputs to bfloat16, which turns rounding differences into steps.
     assert relative(torch.cat(pieces, dim=2), whole) < (1e-2 if config.quirks.bf16_softmax else 1e-12)
+
+
+def masked_softmax(queries, keys, values, *, chunks, span, scale, **_):
+    """Attention under an explicit N x N mask, in place of `softmax_attention`; for whole clips."""
+    starts = [chunks.index(c) for c in chunks]
+    reads = [
+        [u < b + chunks.count(chunks[b]) and (u >= b or span.keeps(u, b)) for u in range(len(chunks))]
+        for b in starts
+    ]
+    tokens = queries.shape[2]
+    mask = torch.tensor(reads).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (queries, keys, values))
+    scores = (q @ k.mT * scale).masked_fill(~mask, -torch.inf)
+    return (scores.softmax(dim=-1) @ v).transpose(1, 2).unflatten(1, queries.shape[1:3]), None
+
+
+@pytest.mark.parametrize("name", ["mixed", "window"])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_stream_equals_chunked_equals_masked_full_attention(monkeypatch, name, dtype, limit):
+    """The slowest form of the model: token by token recurrence and attention under a mask, of the whole clip."""
+    model, clip = make_model(CONFIGS[name], dtype), make_clip(CONFIGS[name], dtype, num_frames=11)
+    chunks = chunk_causal(11, first=1, rest=2)
+    with torch.no_grad():
+        chunked = model(*clip, chunks=chunks)
+        pieces, state = [], None
+        for start, stop in chunk_spans(chunks):
+            out, state = model.stream(*frames_of(clip, start, stop), state)
+            pieces.append(out)
+        monkeypatch.setattr("worldline.model.attention.softmax_attention", masked_softmax)
+        masked = model(*clip, chunks=chunks, form="recurrent")
+    assert relative(chunked, masked) < limit
+    assert relative(torch.cat(pieces, dim=2), masked) < limit
+
+
+def test_a_span_given_later_is_as_if_it_had_been_in_the_config():
+    model, built, clip = make_model(), make_model(CONFIGS["window"]), make_clip()
+    chunks = chunk_causal(NUM_FRAMES)
+    with torch.no_grad():
+        before = model(*clip, chunks=chunks)
+        model.read_span(CONFIGS["window"].span)
+        after = model(*clip, chunks=chunks)
+        assert torch.equal(after, built(*clip, chunks=chunks))
+    assert not torch.allclose(before, after)
 
 
 def test_state_is_constant_in_length_with_a_window():

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from worldline.train.actions import ActionConfig, parse_actions, poses_of_actions
+from worldline.annotate.camera import rotation_from_rotvec
+from worldline.train.actions import ActionConfig, ActionStepper, parse_actions, poses_of_actions
 
 PLAIN = ActionConfig(ease_frames=0)
 
@@ -53,16 +54,34 @@ def test_walking_stays_level_when_looking_up():
     np.testing.assert_allclose(poses[-1, :, 3], [0, 0, 1], atol=1e-12)
 
 
-def test_easing_takes_its_share_of_the_way_and_starts_and_ends_slowly():
+def test_easing_keeps_the_way_and_starts_and_ends_slowly():
     config = ActionConfig(ease_frames=6)
-    poses = poses_of_actions("w-20,dw-20,none-3", config)
+    poses = poses_of_actions("w-20,dw-20,none-9", config)
     speed = np.linalg.norm(np.diff(poses[:, :, 3], axis=0), axis=1)
-    assert speed.sum() == pytest.approx((40 - 6) * 0.025)  # w is one run of 40 frames
-    assert speed[0] < 0.1 * 0.025
-    assert speed[39] == pytest.approx(speed[0])
-    np.testing.assert_allclose(speed[6:34], 0.025, rtol=1e-9)
-    np.testing.assert_array_equal(speed[40:], 0)
+    assert speed.sum() == pytest.approx(40 * 0.025)  # w is one run of 40 frames
+    ramp = [0.025 * (3 * t**2 - 2 * t**3) for t in (np.arange(6) + 0.5) / 6]
+    np.testing.assert_allclose(speed[:6], ramp)
+    np.testing.assert_allclose(speed[6:40], 0.025, rtol=1e-9)
+    np.testing.assert_allclose(speed[40:46], ramp[::-1])
+    np.testing.assert_array_equal(speed[46:], 0)
     heading = math.degrees(math.atan2(poses[-1, 0, 2], poses[-1, 2, 2]))
-    assert heading == pytest.approx((20 - 6) * 0.6)
-    one = poses_of_actions("w-1", config)
-    assert one[-1, 2, 3] == pytest.approx(0.025)  # too short for a ramp
+    assert heading == pytest.approx(20 * 0.6)
+    # Let go before full speed, a key falls from where it was.
+    tap = np.diff(poses_of_actions("w-2,none-4", config)[:, 2, 3])
+    np.testing.assert_allclose(tap, [*ramp[:2], *ramp[1::-1], 0, 0])
+
+
+def test_frame_by_frame_is_the_string():
+    """The poses a live control gets, and the rotations as a product of two about the axes."""
+    text = "w-3,dwi-9,none-4,jk-15,a-2,sa-11,none-1"
+    stepper = ActionStepper()
+    live = [stepper.pose] + [stepper.step(keys) for keys in parse_actions(text)]
+    poses = poses_of_actions(text)
+    np.testing.assert_array_equal(np.stack(live), poses)
+    pitch, yaw = np.arcsin(-poses[:, 1, 2]), np.arctan2(-poses[:, 2, 0], poses[:, 0, 0])
+    about_y = rotation_from_rotvec(yaw[:, None] * np.array([0.0, 1.0, 0.0]))
+    about_x = rotation_from_rotvec(pitch[:, None] * np.array([1.0, 0.0, 0.0]))
+    np.testing.assert_allclose(poses[:, :, :3], about_y @ about_x, atol=1e-12)
+    assert np.ptp(pitch) > 0.05
+    with pytest.raises(ValueError, match="unknown keys"):
+        stepper.step("wq")

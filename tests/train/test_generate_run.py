@@ -110,6 +110,28 @@ def test_a_chunk_causal_stream_does_not_know_the_future(tmp_path: Path) -> None:
         next(generator.stream(IMAGE, PATH, LENS, guidance=2.0))
 
 
+@pytest.mark.parametrize("chunks", [None, (2, 3), (1, 2)])
+def test_a_path_made_while_driving_gives_the_frames_of_the_known_path(
+    tmp_path: Path, chunks: tuple[int, int] | None
+) -> None:
+    generator = RunGenerator(load_run(saved_run(tmp_path / "run", chunks=chunks)))
+    known = np.stack(list(generator.stream(IMAGE, PATH, LENS, steps=2)))
+    asked: list[int] = []
+
+    def next_poses(count: int) -> list[np.ndarray]:
+        place = sum(asked)
+        asked.append(count)
+        return list(PATH[place : place + count])
+
+    pieces = []
+    for piece in generator.stream_live(IMAGE, LENS, next_poses, steps=2):
+        pieces.append(piece)
+        assert len(asked) == len(pieces)  # nothing is asked for before it is needed
+    np.testing.assert_array_equal(np.concatenate(pieces), known)
+    expected = {None: [5, 4, 4], (2, 3): [2, 3, 3, 3], (1, 2): [1, 2, 2, 2, 2, 2]}[chunks]
+    assert asked[: len(pieces)] == expected
+
+
 def test_the_command_writes_video_poses_and_record(run: Path, tmp_path: Path) -> None:
     image = tmp_path / "first.png"
     with av.open(str(image), "w", format="image2") as container:
