@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT_PACKAGES := chromium chromium-driver ffmpeg libegl1 libgl1 libgl1-mesa-dri libgomp1
 
-.PHONY: install demo recipe test lint check clean numerics
+.PHONY: install demo recipe variants test lint check clean numerics
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,10 @@ demo: install
 # From raw videos to a world model that follows the camera; VIDEOS="a.mp4 folder" adds your own.
 recipe: install
 	$(BIN)/worldline recipe --out recipe_output $(if $(VIDEOS),--videos $(VIDEOS))
+
+# The recipe's model refined, streamed and quantised, and what each costs.
+variants: recipe
+	$(BIN)/worldline variants --recipe recipe_output
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

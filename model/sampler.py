@@ -23,6 +23,9 @@ DISTILLED_SIGMAS = (1.0, 0.960, 0.889, 0.727, 0.0)
 REFINER_SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
 """Levels of SANA-WM's three-step refiner, and the end; its sampler is `sample_euler`."""
 
+SAMPLING_SHIFT = 3.0
+"""Of the levels our own runs sample at; fewer steps are spent on nearly clean latents."""
+
 OnStep = Callable[[int, Tensor], None]
 """Called after each step with its index and the latents."""
 

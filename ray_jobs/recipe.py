@@ -244,7 +244,7 @@ class Recipe:
         generator = RunGenerator(run)
         tables: dict[str, list[dict[str, Any]]] = {}
         for name, seed in (("in the place of training", 0), ("in a place never seen", 1000)):
-            walks = self._walks(self.config.place.seed + seed)
+            walks = self.walks(self.config.place.seed + seed)
 
             def make(paths: np.ndarray, noise: int, walks: Walks = walks) -> np.ndarray:
                 return generator.videos(walks.frames[:, 0], paths, walks.camera, seed=noise)
@@ -287,7 +287,8 @@ class Recipe:
         replace_file(self.model / "README.md", self._card(tables).encode())
         logger.info("page: %s\nmodel: %s", out / "index.html", self.model)
 
-    def _walks(self, seed: int) -> Walks:
+    def walks(self, seed: int) -> Walks:
+        """Held-out walks through the place of a seed."""
         return rendered_walks(
             seed,
             num_starts=self.config.place.test_starts,

@@ -65,6 +65,8 @@ class GenerateConfig:
     """"diffusers" or "run"; None: run where `run` is given, else diffusers."""
     run: Path | None = None
     """Folder of one of our own training runs, which then makes the video at the size it was trained with."""
+    refine: Path | None = None
+    """Folder of a refiner's run, which goes over the latents of `run` once more."""
     model: str = RELEASE
     """Repository or folder of the weights, without `run`."""
     num_frames: int | None = None
@@ -86,7 +88,7 @@ class GenerateConfig:
     device: str | None = None
     """torch device; None: "cuda" where there is one, else "cpu", which is for small sizes."""
     dtype: str | None = None
-    """"bfloat16" or "float32"; None: bfloat16 on GPUs."""
+    """"bfloat16" or "float32"; None: bfloat16 on GPUs. With `run` also "fp8" or "nvfp4", its linear layers alone."""
 
     def __post_init__(self) -> None:
         if (self.poses is None) == (self.action is None):
@@ -97,10 +99,11 @@ class GenerateConfig:
             raise ValueError("give the lens as either --intrinsics FILE.npy or --fov-deg DEGREES")
         if self.out.suffix != ".mp4":
             raise ValueError(f"--out must end in .mp4, got {self.out}")
-        if self.dtype not in (None, "bfloat16", "float32"):
-            raise ValueError(f"dtype {self.dtype!r}: known are bfloat16, float32")
-        if self.backend == "run" and self.run is None:
-            raise ValueError("the backend run needs --run FOLDER")
+        known = ("bfloat16", "float32") + (("fp8", "nvfp4") if self.run is not None else ())
+        if self.dtype not in (None, *known):
+            raise ValueError(f"dtype {self.dtype!r}: known are {', '.join(known)}")
+        if (self.backend == "run" or self.refine is not None) and self.run is None:
+            raise ValueError("the backend run, and a refiner, need --run FOLDER")
         for name in ("num_frames", "height", "width", "fps", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

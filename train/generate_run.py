@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,16 +23,17 @@ from worldline.annotate.camera import Intrinsics, compose, invert
 from worldline.datasets.clip_video import cover
 from worldline.model.autoencoder import CausalAutoencoder, from_pixels, to_pixels
 from worldline.model.camera_embedding import CameraConditions
+from worldline.model.chunks import chunk_causal
+from worldline.model.quantize import PACK, QuantizeConfig, quantize
+from worldline.model.refiner import refine
 from worldline.model.rope import Grid
-from worldline.model.sampler import even_schedule, roll_out, sample_euler, with_guidance
+from worldline.model.sampler import SAMPLING_SHIFT, even_schedule, roll_out, sample_euler, with_guidance
 from worldline.model.text import ByteText
-from worldline.model.world_model import conditions
+from worldline.model.world_model import WorldModel, conditions
 from worldline.train.checkpoint import Run, load_run
 from worldline.train.generate import GenerateConfig, Generated
+from worldline.train.latent_encoder import autoencoder_key
 from worldline.train.parallel import seeded_generator
-
-SHIFT = 3.0
-"""Of the sampling levels; fewer steps are spent on nearly clean latents."""
 
 NextPoses = Callable[[int], Sequence[np.ndarray]]
 """Asked for the poses first_from_cam [3, 4] of the next n frames, the first of all the identity; fewer than n end the
@@ -42,20 +43,40 @@ video after them."""
 class RunGenerator:
     """Makes videos with the model of a run."""
 
-    def __init__(self, run: Run, *, device: str = "cpu", dtype: str = "float32") -> None:
-        """`dtype` bfloat16: matrix products of the model in it; cameras and autoencoder stay float32, as in training.
+    def __init__(
+        self, run: Run, *, device: str = "cpu", dtype: str = "float32", refiner: Run | None = None
+    ) -> None:
+        """`dtype` bfloat16: matrix products of the model in it; fp8, nvfp4: its linear layers in that format
+        (model/quantize.py). Cameras and autoencoder stay float32, as in training. `refiner` goes over the latents of
+        each window once more.
 
-        Raises ValueError for a run of the autoencoder stage, which has no model.
+        Raises ValueError for a run of the autoencoder stage, which has no model, and for a refiner that does not fit.
         """
-        if run.model is None:
-            raise ValueError(f"{run.path} is a run of the autoencoder stage: it makes no videos")
+        if run.model is None or run.config["kind"] != "flow":
+            raise ValueError(
+                f"{run.path} is a run of the {run.config['kind']} stage: it makes no videos by itself"
+            )
         self.model, self.autoencoder = run.model.to(device), run.autoencoder.to(device)
+        if dtype in PACK:
+            self.model = quantize(self.model, QuantizeConfig(format=cast(Any, dtype)))
+            dtype = "bfloat16" if device.startswith("cuda") else "float32"
         self.device, self.dtype, view = device, getattr(torch, dtype), run.config["view"]
         self.num_frames, self.frame_step = int(view["num_frames"]), int(view["stride"])
         self.width, self.height = view["width"], view["height"]
         chunks = run.config["chunks"]
         self.chunks: tuple[int, int] | None = None if chunks is None else (chunks[0], chunks[1])
         self.text = ByteText(channels=self.model.config.text_channels)
+        self.refiner = None if refiner is None else self._fitting(refiner)
+        self.refiner_chunks = None if refiner is None else refiner.config["chunks"]
+
+    def _fitting(self, refiner: Run) -> WorldModel:
+        if refiner.model is None or refiner.config["kind"] != "refiner":
+            raise ValueError(f"{refiner.path} is no run of the refiner stage")
+        if autoencoder_key(refiner.autoencoder) != autoencoder_key(self.autoencoder):
+            raise ValueError(f"{refiner.path} refines the latents of another autoencoder")
+        if self.chunks is not None:
+            raise ValueError("a chunk-causal run, which streams, is not refined: refine a bidirectional one")
+        return refiner.model.to(self.device)
 
     @torch.no_grad()
     def videos(
@@ -84,9 +105,26 @@ class RunGenerator:
         velocity = with_guidance(
             self._velocity(prompt, len(first), cameras), self._velocity("", len(first), cameras), guidance
         )
-        table = even_schedule(steps, num_latents, shift=SHIFT, num_clean=1)
+        table = even_schedule(steps, num_latents, shift=SAMPLING_SHIFT, num_clean=1)
         latents = sample_euler(velocity, torch.cat([first, noise], dim=2), table)
+        if self.refiner is not None and num_latents > 1:
+            latents = self._refined(latents, cameras, prompt, seed, start)
         return to_pixels(self.autoencoder.decode(latents))
+
+    def _refined(
+        self, low: Tensor, cameras: CameraConditions | None, prompt: str, seed: int, start: int
+    ) -> Tensor:
+        assert self.refiner is not None
+        assert self.refiner_chunks is not None
+        first, rest = self.refiner_chunks
+        text, mask = self._caption(prompt, len(low))
+        # A place of its own: the noise that the first stage began with is in its latents.
+        noise = torch.randn(low.shape, generator=seeded_generator(seed, start, 1)).to(self.device)
+        with self._mixed():
+            return refine(
+                self.refiner, low, noise, low[:, :, :first], text, mask, cameras,
+                chunks=chunk_causal(low.shape[2], first=first, rest=rest),
+            )  # fmt: skip
 
     def stream(
         self,
@@ -197,7 +235,7 @@ class RunGenerator:
                 begin, size = begin + size, later_size
 
         text, mask = self._caption(prompt, 1)
-        sigmas = even_schedule(steps, 1, shift=SHIFT)[:, 0].tolist()
+        sigmas = even_schedule(steps, 1, shift=SAMPLING_SHIFT)[:, 0].tolist()
         cameras = (waiting[0][0] for _ in itertools.repeat(None))
         chunks = roll_out(self.model, noises(), text, mask, cameras, sigmas=sigmas, first_frame=first)
         for frames in self._decoded(chunks):
@@ -248,7 +286,7 @@ class RunBackend:
 
     def __init__(self, model: str, *, device: str, dtype: str) -> None:
         """Raises ValueError where there is no run."""
-        self.generator = RunGenerator(load_run(Path(model)), device=device, dtype=dtype)
+        self._run, self._device, self._dtype = load_run(Path(model)), device, dtype
 
     def __call__(
         self,
@@ -260,7 +298,8 @@ class RunBackend:
         """See `Generator`; size and frame spacing are the run's, and frames are made while they are read."""
         if fxfycxcy_px.ndim != 1:
             raise ValueError("a run takes one lens for the whole video: intrinsics [4]")
-        run = self.generator
+        refiner = None if config.refine is None else load_run(config.refine)
+        run = RunGenerator(self._run, device=self._device, dtype=self._dtype, refiner=refiner)
         poses = world_from_cam[:: run.frame_step][: config.num_frames]
         lens = Intrinsics(fxfycxcy_px=fxfycxcy_px, width=image_rgb.shape[1], height=image_rgb.shape[0])
         images, lens = cover(image_rgb[None], lens, run.width or lens.width, run.height or lens.height)

@@ -16,14 +16,11 @@ from worldline.model.chunks import chunk_causal, one_chunk
 from worldline.model.diffusion import NoiseLevels, draw_levels, flow_error, noised, refiner_pair
 from worldline.model.refiner import draw_sigmas
 from worldline.model.rope import Grid
-from worldline.model.sampler import even_schedule, sample_euler
+from worldline.model.sampler import SAMPLING_SHIFT, even_schedule, sample_euler
 from worldline.model.text import ByteText
 from worldline.model.world_model import WorldModel, conditions
 from worldline.train.checkpoint import load_run
 from worldline.train.config import TrainConfig
-
-SAMPLE_SHIFT = 3.0
-"""Of the levels a first stage samples at; fewer steps are spent on nearly clean latents."""
 
 Loss = Callable[[ClipView, Sequence[torch.Generator]], Tensor]
 """Clips and a source of noise for each in, the mean of their losses out."""
@@ -147,7 +144,7 @@ def _samples(
     steps: int,
 ) -> Tensor:
     """First-stage latents [B, c, T, h, w] of the clips, each from its clean first frame along its path."""
-    table = even_schedule(steps, high.shape[2], shift=SAMPLE_SHIFT, num_clean=1)
+    table = even_schedule(steps, high.shape[2], shift=SAMPLING_SHIFT, num_clean=1)
     start = torch.cat([high[:, :, :1], noise[:, :, 1:]], dim=2)
     return sample_euler(lambda x, sigmas: model(x, 1000 * sigmas, text, mask, cameras).float(), start, table)
 

@@ -107,6 +107,19 @@ def walk_model(
     )
 
 
+def walk_chunk_causal(
+    shards: str, out: Path, init_from: Path, *, decisions: Path | None = None, steps: int = 800
+) -> TrainConfig:
+    """`walk_model`'s run taught to go on chunk by chunk: the given frame, then two latent frames at a time, over twice
+    its window."""
+    return replace(
+        walk_model(shards, out, init_from, decisions=decisions, steps=steps),
+        view=replace(WALK_VIEW, num_frames=9),
+        chunks=(1, 2),
+        lr=1e-3,
+    )
+
+
 def walk_refiner(
     shards: str, out: Path, init_from: Path, *, decisions: Path | None = None, steps: int = 600
 ) -> TrainConfig:

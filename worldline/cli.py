@@ -78,6 +78,11 @@ COMMANDS = {
     "recipe": Command(
         "worldline.ray_jobs.recipe", "RecipeConfig", "raw videos to a world model that follows the camera"
     ),
+    "variants": Command(
+        "worldline.ray_jobs.variants",
+        "VariantsConfig",
+        "what a recipe's model costs refined, streamed, quantised",
+    ),
     "demo": Command(
         "worldline.ray_jobs.demo", "DemoConfig", "annotate two small videos and show what comes out"
     ),

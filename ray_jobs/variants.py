@@ -1,0 +1,212 @@
+"""`worldline variants`: a finished recipe in, its model in the forms it would be used in, and what each step costs.
+
+    bidirectional -> + refiner      bidirectional -> fp8, nvfp4      bidirectional -> chunk-causal -> nvfp4
+
+All forms make the same held-out walks with the same seeds; differences to the bidirectional model are paired, walk by walk.
+The chunk-causal fine-tuning and the refiner are trained first, each resumable, below RUN/variants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldline.annotate.camera import Intrinsics
+from worldline.datasets.commit_log import replace_file
+from worldline.datasets.synthetic_walks import Walks
+from worldline.evaluate.following import bootstrap, psnr_db, ssim
+from worldline.evaluate.page import film_strips, page_html, write_page
+from worldline.model.quantize import weight_bytes
+from worldline.ray_jobs.recipe import WHERE, Recipe, RecipeConfig
+from worldline.train.checkpoint import load_run
+from worldline.train.generate_run import RunGenerator
+from worldline.train.presets import walk_chunk_causal, walk_refiner
+from worldline.train.trainer import NotFinite, train
+
+logger = logging.getLogger(__name__)
+
+BASE = "bidirectional"
+REFINER_STEPS = 3
+"""Network evaluations that the refiner adds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantsConfig:
+    """What the deployed forms of a recipe's model cost in quality and in following the camera."""
+
+    recipe: Path
+    """Folder of a finished `worldline recipe`."""
+    chunk_causal_steps: int = 800
+    """Of fine-tuning, of 12 clips each."""
+    refiner_steps: int = 600
+    """Of the refiner's adapters."""
+    steps: int = 6
+    """Denoising steps of the first stage."""
+    noise_seeds: int = 2
+    """Videos made of each held-out walk."""
+    test_starts: int = 16
+    """Places where held-out walks begin, two walks each."""
+
+    def __post_init__(self) -> None:
+        counts = (self.chunk_causal_steps, self.refiner_steps, self.steps, self.noise_seeds, self.test_starts)
+        if min(counts) < 1:
+            raise ValueError("steps, seeds and starts must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One form of the model."""
+
+    name: str
+    generator: RunGenerator
+    evaluations: str
+    """Of the network, for one window."""
+
+
+def main(config: VariantsConfig) -> int:
+    """Exit status: 0 done, 2 where there is no finished recipe, 1 where an input does not fit."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    recipe = Recipe(RecipeConfig(out=config.recipe))
+    if not (recipe.model / "checkpoints").is_dir():
+        logger.error(
+            "%s is no finished recipe: run `worldline recipe --out %s` first", config.recipe, config.recipe
+        )
+        return 2
+    place = dataclasses.replace(recipe.config.place, test_starts=config.test_starts)
+    recipe = Recipe(dataclasses.replace(recipe.config, place=place))
+    try:
+        runs = trained(recipe, config)
+        walks = recipe.walks(place.seed)
+        rows, strips = [], {"truth": walks.frames[0]}
+        base: dict[str, np.ndarray] | None = None
+        for variant in variants(recipe, runs, config):
+            scores, first, seconds = measured(variant, walks, config)
+            base = scores if base is None else base
+            rows.append(row(variant, scores, base, seconds))
+            strips[variant.name] = first
+            logger.info("%s: %s", variant.name, {k: v for k, v in rows[-1].items() if k != "variant"})
+    except (ValueError, NotFinite) as error:
+        logger.error("variants: %s", error)
+        return 1
+    out = config.recipe / "variants"
+    replace_file(out / "results.json", json.dumps(rows, indent=2).encode())
+    notes = [
+        f"{len(walks.frames)} held-out walks through the rendered room of training, {config.noise_seeds} videos of each;"
+        " the same seeds for all forms. In brackets 95 % of bootstrap draws of the starts.",
+        "Differences are to the bidirectional model, walk by walk.",
+        "fp8 and nvfp4 are emulated where the machine does not multiply in them: their seconds say nothing of a GPU's.",
+    ]
+    pictures = {"The first walk: truth and each form": film_strips(strips)}
+    write_page(
+        out / "index.html", page_html("What each form of the model costs", notes, {"Forms": rows}, pictures)
+    )
+    logger.info("page: %s", out / "index.html")
+    return 0
+
+
+def trained(recipe: Recipe, config: VariantsConfig) -> dict[str, Path]:
+    """Run folders of the two stages that follow the recipe's model."""
+    runs = {name: recipe.config.out / "variants" / name for name in ("chunk-causal", "refiner")}
+    chunk_causal = walk_chunk_causal(
+        str(recipe.latents), runs["chunk-causal"], recipe.model, decisions=recipe.decided,
+        steps=config.chunk_causal_steps,
+    )  # fmt: skip
+    refiner = walk_refiner(
+        str(recipe.shards),
+        runs["refiner"],
+        recipe.model,
+        decisions=recipe.decided,
+        steps=config.refiner_steps,
+    )
+    for name, stage in (
+        ("chunk-causal", dataclasses.replace(chunk_causal, cached_latents=True)),
+        ("refiner", refiner),
+    ):
+        logger.info("== %s", name)
+        train(dataclasses.replace(stage, where=WHERE))
+    return runs
+
+
+def variants(recipe: Recipe, runs: dict[str, Path], config: VariantsConfig) -> Iterator[Variant]:
+    """The forms, the bidirectional model first."""
+    once = str(config.steps)
+
+    def run(path: Path, **options: Any) -> RunGenerator:
+        return RunGenerator(load_run(path), **options)
+
+    yield Variant(name=BASE, generator=run(recipe.model), evaluations=once)
+    for dtype in ("fp8", "nvfp4"):
+        yield Variant(name=f"{BASE}, {dtype}", generator=run(recipe.model, dtype=dtype), evaluations=once)
+    refined = run(recipe.model, refiner=load_run(runs["refiner"]))
+    yield Variant(name=f"{BASE} + refiner", generator=refined, evaluations=f"{once} + {REFINER_STEPS}")
+    streamed = run(runs["chunk-causal"])
+    per_chunk = f"{config.steps} + 1 a chunk"
+    yield Variant(name="chunk-causal, streamed", generator=streamed, evaluations=per_chunk)
+    four_bit = run(runs["chunk-causal"], dtype="nvfp4")
+    yield Variant(name="chunk-causal, streamed, nvfp4", generator=four_bit, evaluations=per_chunk)
+
+
+def measured(
+    variant: Variant, walks: Walks, config: VariantsConfig
+) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
+    """Scores [seeds, N] by name, the first video and the seconds of one."""
+    make = _maker(variant.generator, walks.frames[:, 0], walks.camera, config.steps)
+    started_s = time.perf_counter()
+    made = np.stack([make(walks.first_from_cam, seed) for seed in range(config.noise_seeds)])
+    seconds = (time.perf_counter() - started_s) / (made.shape[0] * made.shape[1])
+    truth = walks.frames
+    other = truth.reshape(-1, 2, *truth.shape[1:])[:, ::-1].reshape(truth.shape)
+    still = psnr_db(np.broadcast_to(truth[:, :1], truth.shape)[:, 1:], truth[:, 1:])
+    own_db = np.stack([psnr_db(each[:, 1:], truth[:, 1:]) for each in made])
+    other_db = np.stack([psnr_db(each[:, 1:], other[:, 1:]) for each in made])
+    scores = {
+        "PSNR against its path's truth, dB": own_db,
+        "SSIM": np.stack([ssim(each[:, 1:], truth[:, 1:]) for each in made]),
+        "nearer to its own than to the other truth": (own_db > other_db).astype(np.float64),
+        "nearer than the still frame": (own_db > still).astype(np.float64),
+    }
+    return scores, made[0, 0], seconds
+
+
+def row(
+    variant: Variant, scores: dict[str, np.ndarray], base: dict[str, np.ndarray], seconds: float
+) -> dict[str, Any]:
+    """One line of the table."""
+    found: dict[str, Any] = {"variant": variant.name, "network evaluations": variant.evaluations}
+    for name, values in scores.items():
+        found[name] = _interval(values)
+    quality = "PSNR against its path's truth, dB"
+    found["PSNR beside the bidirectional, dB"] = _interval(scores[quality] - base[quality])
+    found["seconds a video"] = seconds
+    found["MB of weights"] = weight_bytes(variant.generator.model) / 1e6
+    return found
+
+
+def _interval(values: np.ndarray) -> str:
+    """Values [seeds, N]; the two walks of a start and all seeds are one draw."""
+    found = bootstrap(values.reshape(len(values), -1, 2).mean(axis=(0, 2)))
+    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def _maker(
+    generator: RunGenerator, first_frames: np.ndarray, camera: Intrinsics, steps: int
+) -> Callable[[np.ndarray, int], np.ndarray]:
+    def make(paths: np.ndarray, seed: int) -> np.ndarray:
+        if generator.chunks is None:
+            return generator.videos(first_frames, paths, camera, steps=steps, seed=seed)
+        # Streams are of one video each; the walk's number keeps their noises apart.
+        streams = [
+            generator.stream(frame, path, camera, steps=steps, seed=seed * len(paths) + k)
+            for k, (frame, path) in enumerate(zip(first_frames, paths, strict=True))
+        ]
+        return np.stack([np.stack(list(stream)) for stream in streams])
+
+    return make
