@@ -14,6 +14,8 @@ from worldline.datasets.synthetic_renderer import Renderer
 from worldline.datasets.synthetic_scenes import build_scene
 from worldline.ray_jobs.annotate import RunConfig
 from worldline.ray_jobs.recipe import PlaceConfig, RecipeConfig, main
+from worldline.ray_jobs.variants import VariantsConfig
+from worldline.ray_jobs.variants import main as variants_main
 from worldline.train.checkpoint import load_run, steps_of
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_train_and_drive.ipynb"
@@ -52,6 +54,18 @@ def test_from_videos_to_a_driven_model(
     assert state.stat().st_mtime_ns == before
     assert load_run(model).step == 4
 
+    variants = VariantsConfig(
+        recipe=config.out, chunk_causal_steps=2, refiner_steps=2, steps=2, noise_seeds=1, test_starts=2
+    )
+    assert variants_main(variants) == 0
+    rows = json.loads((config.out / "variants" / "results.json").read_text())
+    assert len({row["variant"] for row in rows}) == len(rows) == 6
+    own = "PSNR beside the bidirectional, dB"
+    assert [row[own] == "0.000 (0.000 to 0.000)" for row in rows] == [True] + [False] * 5
+    weights = [row["MB of weights"] for row in rows]
+    assert weights[2] < weights[1] < weights[0] == weights[3]
+    assert "chunk-causal, streamed, nvfp4" in (config.out / "variants" / "index.html").read_text()
+
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in notebook.cells)
     monkeypatch.setenv("WORLDLINE_RECIPE", str(config.out))
@@ -61,6 +75,11 @@ def test_from_videos_to_a_driven_model(
     ).execute()
     pictures = sum("image/png" in o.get("data", {}) for c in ran.cells for o in c.get("outputs", []))
     assert pictures == 3
+
+
+def test_variants_need_a_finished_recipe(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert variants_main(VariantsConfig(recipe=tmp_path)) == 2
+    assert f"worldline recipe --out {tmp_path}" in caplog.text
 
 
 def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:

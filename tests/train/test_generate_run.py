@@ -15,16 +15,21 @@ import torch
 
 from worldline.annotate.camera import Intrinsics, compose, invert
 from worldline.datasets.transforms import ViewConfig
+from worldline.model.autoencoder import to_pixels
 from worldline.model.camera_embedding import CameraGridConfig
 from worldline.model.config import ModelConfig
 from worldline.model.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
-from worldline.model.world_model import WorldModel
+from worldline.model.refiner import refine
+from worldline.model.rope import Grid
+from worldline.model.text import ByteText
+from worldline.model.world_model import WorldModel, conditions
 from worldline.train.actions import ActionConfig, poses_of_actions
 from worldline.train.checkpoint import load_run, plain, save
-from worldline.train.config import TrainConfig
+from worldline.train.config import RefineConfig, TrainConfig
 from worldline.train.generate import GenerateConfig, _keys, main, write_video
 from worldline.train.generate_run import RunBackend, RunGenerator
 from worldline.train.overlay import with_control
+from worldline.train.parallel import seeded_generator
 
 torch.set_num_threads(1)
 LENS = Intrinsics(fxfycxcy_px=np.array([24.0, 24.0, 16.0, 8.0]), width=32, height=16)
@@ -32,12 +37,14 @@ PATH = poses_of_actions("w-4,d-6", ActionConfig(step_m=0.3, turn_deg=8.0, ease_f
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
 
 
-def saved_run(folder: Path, chunks: tuple[int, int] | None = None) -> Path:
+def saved_run(folder: Path, chunks: tuple[int, int] | None = None, kind: str = "flow") -> Path:
     """A run of random weights, none of them zero, so that cameras and noise matter."""
     config = TrainConfig(
         shards="none",
         out=folder,
         init_from=folder,
+        kind=kind,
+        refine=RefineConfig(lora_rank=0),
         model=ModelConfig(
             width=32,
             num_blocks=2,
@@ -223,3 +230,56 @@ def test_overlay_marks_the_path_so_far_and_leaves_the_rest() -> None:
     np.testing.assert_array_equal(drawn[:, :200, 80:], frames[:, :200, 80:])
     with pytest.raises(ValueError, match="no frame"):
         write_video(Path("never.mp4"), iter([]), fps=8)
+
+
+def test_a_refiner_goes_over_each_window_and_keeps_its_first_frame(tmp_path: Path) -> None:
+    run, refiner = (
+        load_run(saved_run(tmp_path / "run")),
+        load_run(saved_run(tmp_path / "r", (1, 2), "refiner")),
+    )
+    plain_frames, refined = (
+        np.stack(list(RunGenerator(run, refiner=r).stream(IMAGE, PATH[::2], LENS, steps=2, seed=1)))
+        for r in (None, refiner)
+    )
+    assert refined.shape == plain_frames.shape
+    assert np.array_equal(refined[0], plain_frames[0])
+    assert (refined[1:] != plain_frames[1:]).any(axis=(1, 2, 3)).all()
+    # By hand: the window's latents, refined.
+    generator = RunGenerator(run)
+    kept: list[torch.Tensor] = []
+    decode = generator.autoencoder.decode
+    generator.autoencoder.decode = lambda z: kept.append(z) or decode(z)  # type: ignore[method-assign]
+    generator.videos(IMAGE[None], PATH[None, :5], LENS, steps=2, seed=1)
+    generator.autoencoder.decode = decode  # type: ignore[method-assign]
+    low = kept[0]
+    noise = torch.randn(low.shape, generator=seeded_generator(1, 0, 1))
+    poses = torch.as_tensor(PATH[None, :5], dtype=torch.float32)
+    grid = Grid(num_frames=5, height=low.shape[3], width=low.shape[4])
+    cameras = conditions(run.model.config, poses, LENS, grid)
+    text, mask = ByteText(channels=8)([""])
+    wanted = refine(refiner.model, low, noise, low[:, :, :1], text, mask, cameras, chunks=[0, 1, 1, 2, 2])
+    found = RunGenerator(run, refiner=refiner).videos(IMAGE[None], PATH[None, :5], LENS, steps=2, seed=1)
+    assert np.array_equal(found, to_pixels(decode(wanted)))
+
+
+def test_runs_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    run, streams = saved_run(tmp_path / "run"), saved_run(tmp_path / "s", (1, 2))
+    refiner = load_run(saved_run(tmp_path / "r", (1, 2), "refiner"))
+    with pytest.raises(ValueError, match="refiner stage: it makes no videos by itself"):
+        RunGenerator(refiner)
+    with pytest.raises(ValueError, match="no run of the refiner stage"):
+        RunGenerator(load_run(run), refiner=load_run(streams))
+    with pytest.raises(ValueError, match="is not refined"):
+        RunGenerator(load_run(streams), refiner=refiner)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "nvfp4"])
+def test_quantised_runs_make_nearly_the_same_video(tmp_path: Path, dtype: str) -> None:
+    run = saved_run(tmp_path / "run")
+    videos = [
+        RunGenerator(load_run(run), dtype=kind).videos(IMAGE[None], PATH[None, :5], LENS, steps=2)
+        for kind in ("float32", dtype)
+    ]
+    difference = np.abs(videos[0].astype(int) - videos[1])
+    assert difference.max() > 0
+    assert difference.mean() < 12
