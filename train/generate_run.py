@@ -27,7 +27,14 @@ from worldline.model.chunks import chunk_causal
 from worldline.model.quantize import PACK, QuantizeConfig, quantize
 from worldline.model.refiner import refine
 from worldline.model.rope import Grid
-from worldline.model.sampler import SAMPLING_SHIFT, even_schedule, roll_out, sample_euler, with_guidance
+from worldline.model.sampler import (
+    DISTILLED_SIGMAS,
+    SAMPLING_SHIFT,
+    even_schedule,
+    roll_out,
+    sample_euler,
+    with_guidance,
+)
 from worldline.model.text import ByteText
 from worldline.model.world_model import WorldModel, conditions
 from worldline.train.checkpoint import Run, load_run
@@ -65,6 +72,7 @@ class RunGenerator:
         self.width, self.height = view["width"], view["height"]
         chunks = run.config["chunks"]
         self.chunks: tuple[int, int] | None = None if chunks is None else (chunks[0], chunks[1])
+        self.is_distilled = "distilled" in run.config
         self.text = ByteText(channels=self.model.config.text_channels)
         self.refiner = None if refiner is None else self._fitting(refiner)
         self.refiner_chunks = None if refiner is None else refiner.config["chunks"]
@@ -139,8 +147,8 @@ class RunGenerator:
     ) -> Iterator[np.ndarray]:
         """Frames [H, W, 3] uint8 of a path [F, 3, 4] of any length as they are made, the first as the run sees it.
 
-        intrinsics: fxfycxcy_px [4]. Raises ValueError for guidance with a chunk-causal run, whose state is carried
-        for one caption.
+        intrinsics: fxfycxcy_px [4]. A distilled run takes its own few steps, whatever `steps` says. Raises ValueError
+        for guidance with a chunk-causal run, whose state is carried for one caption.
         """
         poses = iter(first_from_cam)
 
@@ -236,8 +244,14 @@ class RunGenerator:
 
         text, mask = self._caption(prompt, 1)
         sigmas = even_schedule(steps, 1, shift=SAMPLING_SHIFT)[:, 0].tolist()
+        generator = None
+        if self.is_distilled:
+            sigmas = list(DISTILLED_SIGMAS)
+            generator = torch.Generator(self.device).manual_seed(seeded_generator(seed, 0, 2).initial_seed())
         cameras = (waiting[0][0] for _ in itertools.repeat(None))
-        chunks = roll_out(self.model, noises(), text, mask, cameras, sigmas=sigmas, first_frame=first)
+        chunks = roll_out(
+            self.model, noises(), text, mask, cameras, sigmas=sigmas, generator=generator, first_frame=first
+        )
         for frames in self._decoded(chunks):
             yield frames[: waiting.popleft()[1]]
 
@@ -308,6 +322,8 @@ class RunBackend:
             how = f"windows of {run.num_frames} frames, each from the last frame of the one before"
         if run.chunks is not None:
             how = "chunks with carried state"
+        if run.is_distilled:
+            how += f", {len(DISTILLED_SIGMAS) - 1} steps each"
         frames = run.stream(
             images[0],
             compose(invert(poses[:1]), poses),

@@ -75,7 +75,7 @@ def train(config: TrainConfig) -> None:
     ema = None if config.ema_decay is None else {k: v.clone() for k, v in net.state_dict().items()}
     if config.cached_latents:
         _check_latents(config, autoencoder)
-    loader = _loader(config, ranks)
+    loader = open_loader(config, ranks)
     start = _restore(config, net, optimizer, ema, loader)
     if ranks.is_first:
         _write_config(config)
@@ -131,7 +131,7 @@ def _fit_patches(config: TrainConfig, autoencoder: PatchAutoencoder) -> None:
     if steps_of(config.out):
         _refuse_other(config, load_state(config.out)[1])
         return
-    loader = _loader(config)
+    loader = open_loader(config)
     batches = iter(loader)
     autoencoder.fit(torch.cat([video(next(batches), config.device) for _ in range(config.steps)]))
     weights = autoencoder.state_dict()
@@ -212,7 +212,7 @@ def _groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _loader(config: TrainConfig, ranks: Ranks | None = None) -> Loader:
+def open_loader(config: TrainConfig, ranks: Ranks | None = None) -> Loader:
     ranks = ranks or Ranks()
     weight = None if config.decisions is None else "decision_weight"
     loading = LoaderConfig(

@@ -69,6 +69,7 @@ COMMANDS = {
         "worldline.evaluate.report", "ReportConfig", "one page to look through scores, clips and failures"
     ),
     "train": Command("worldline.train.trainer", "TrainConfig", "one stage of the world model, from shards"),
+    "distill": Command("worldline.train.distill", "DistillConfig", "a chunk-causal run to one of four steps"),
     "generate": Command(
         "worldline.train.generate", "GenerateConfig", "a video from an image, a caption and a camera path"
     ),

@@ -91,7 +91,7 @@ def test_training_from_stored_latents_is_training_from_frames(folder: Path, tmp_
 
     second = stage(folder, "flow", kind="flow", init_from=first.out)
     cached = replace(second, shards=str(shards.root), out=tmp_path / "cached", cached_latents=True)
-    frames, latents = (next(iter(trainer._loader(config))) for config in (second, cached))
+    frames, latents = (next(iter(trainer.open_loader(config))) for config in (second, cached))
     assert frames.clip_id == latents.clip_id
     torch.testing.assert_close(frames.first_from_cam, latents.first_from_cam)
     torch.testing.assert_close(frames.fxfycxcy_px, latents.fxfycxcy_px)

@@ -170,7 +170,7 @@ def test_accumulated_gradients_are_those_of_the_batch(shards, tmp_path, monkeypa
     for parts in (1, 2):
         config = stage(shards, tmp_path / str(parts), steps=1, accumulation=parts, bf16=False)
         net, autoencoder = trainer._networks(config)
-        clips = next(iter(trainer._loader(config)))
+        clips = next(iter(trainer.open_loader(config)))
         loss = objectives.loss_function(config, net, autoencoder)
         trainer._gradient(config, net, clips, loss, 0, Ranks())
         weights.append([p.grad for p in net.parameters()])
