@@ -199,8 +199,10 @@ Random weights: what is measured is the cost of a chunk, not what is seen. `walk
 frames a latent frame). A chunk has {CHUNKS[1]} latent frames and takes {job.steps} sampling steps and one clean pass; its
 latency goes from asking for the keys to having decoded frames. During the last minute a second stream begins and takes
 turns with the first: the load of the machine is the same for both, which it was not for the first and the last minute.
-"Looks back": latent frames of the sink and of the window that softmax blocks read before the chunk. Memory is the process's resident set, with the interpreter and torch.
-Frames/s made are frames over the sum of latencies. The encoder of the mp4 is in the memory, not in the latency.""",
+"Looks back": latent frames of the sink and of the window that softmax blocks read before the chunk.
+Memory is the process's resident set, with the interpreter and torch.
+Frames/s made are frames over the sum of latencies.
+The encoder of the mp4 is in the memory, not in the latency.""",
         packages=("torch", "av"),
         results_dir=job.out,
     )
