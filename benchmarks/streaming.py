@@ -55,9 +55,9 @@ class Job:
     """Seconds of video of the short stream."""
     long_s: float = 600.0
     """And of the long one."""
-    endless_s: float = 300.0
+    endless_s: float = 240.0
     """Of the stream without a window, whose chunks take longer and longer."""
-    tiny_s: float = 120.0
+    tiny_s: float = 90.0
     """Of the model with the causal autoencoder, which takes the most time for a second of video."""
     steps: int = 4
     """Of sampling."""
@@ -96,11 +96,58 @@ def config_of(stream: Stream) -> TrainConfig:
 
 
 def measured(stream: Stream) -> Row:
-    """Drives for `video_s` seconds of video and says what each chunk took."""
+    """Drives for `video_s` seconds of video and says what each chunk took.
+
+    During its last minute another stream begins and is driven in turn with it: the machine does the same for both, so
+    that a difference between them is one of length.
+    """
     torch.set_num_threads(1)
     generator = RunGenerator(random_run(config_of(stream)))
     fps = POSES_PER_S / generator.frame_step
     num_frames = round(stream.video_s * fps)
+    num_chunks = 1 + round(num_frames / (CHUNKS[1] * generator.autoencoder.time_stride))
+    minute = round(num_chunks * 60 / stream.video_s)
+    process = psutil.Process()
+    latencies_s, young_s, memory_mib = list[float](), list[float](), list[float]()
+
+    def frames() -> Iterator[np.ndarray]:
+        old, young = driven(generator, stream.steps), driven(generator, stream.steps)
+        for index in range(num_chunks):
+            has_two = index >= num_chunks - minute
+            # Whoever comes first runs beside the encoder of the mp4, so they take turns in that too.
+            if has_two and index % 2:
+                young_s.append(next(young)[1])
+            made, latency_s = next(old)
+            latencies_s.append(latency_s)
+            memory_mib.append(process.memory_info().rss / 2**20)
+            if has_two and not index % 2:
+                young_s.append(next(young)[1])
+            yield from made
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_video(Path(folder) / "stream.mp4", itertools.islice(frames(), num_frames), fps=fps)
+    latencies_ms, young_ms = 1e3 * np.array(latencies_s), 1e3 * np.array(young_s)
+    half = minute // 2  # by then the young stream's window is full
+    window = stream.span.window_frames
+    return {
+        "model": stream.model,
+        "looks back": "without end" if window is None else f"{stream.span.sink_frames} + {window}",
+        "video [s]": stream.video_s,
+        "shown [frames/s]": fps,
+        "made [frames/s]": num_frames / sum(latencies_s),
+        "chunks": num_chunks,
+        "first minute: latency, median [ms]": float(np.median(latencies_ms[1:minute])),
+        "95 % [ms]": float(np.quantile(latencies_ms[1:minute], 0.95)),
+        "last half minute: median [ms]": float(np.median(latencies_ms[-half:])),
+        "95 % of it [ms]": float(np.quantile(latencies_ms[-half:], 0.95)),
+        "in turn with it, half a minute old: median [ms]": float(np.median(young_ms[-half:])),
+        "memory after a minute [MiB]": memory_mib[minute - 1],
+        "peak memory [MiB]": max(memory_mib),
+    }
+
+
+def driven(generator: RunGenerator, steps: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Frames [n, H, W, 3] of each chunk and the seconds it took, without end."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (generator.height, generator.width, 3), dtype=np.uint8)
     focal_px = 0.7 * generator.width
@@ -109,12 +156,11 @@ def measured(stream: Stream) -> Row:
         width=generator.width,
         height=generator.height,
     )
-    stepper, keys, process = ActionStepper(), itertools.cycle(KEYS), psutil.Process()
-    asked: list[tuple[float, float]] = []
-    latencies, memory_mib = list[tuple[float, float]](), list[float]()
+    stepper, keys, asked_s = ActionStepper(), itertools.cycle(KEYS), 0.0
 
     def next_poses(count: int) -> list[np.ndarray]:
-        asked.append(_clocks())
+        nonlocal asked_s
+        asked_s = time.perf_counter()
         held, poses = next(keys), []
         for _ in range(count):
             for _ in range(generator.frame_step):
@@ -122,46 +168,8 @@ def measured(stream: Stream) -> Row:
             poses.append(stepper.pose)
         return poses
 
-    def frames() -> Iterator[np.ndarray]:
-        for made in generator.stream_live(image, lens, next_poses, steps=stream.steps):
-            latencies.append((_clocks()[0] - asked[-1][0], _clocks()[1] - asked[-1][1]))
-            memory_mib.append(process.memory_info().rss / 2**20)
-            yield from made
-
-    started_s = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        write_video(Path(folder) / "stream.mp4", itertools.islice(frames(), num_frames), fps=fps)
-    wall_s = time.perf_counter() - started_s
-    return _row(stream, num_frames / wall_s, fps, 1e3 * np.array(latencies), np.array(memory_mib))
-
-
-def _clocks() -> tuple[float, float]:
-    """Seconds by the wall, and of this thread on a processor: what others compute meanwhile is in the first alone."""
-    return time.perf_counter(), time.thread_time()
-
-
-def _row(
-    stream: Stream, frames_per_s: float, fps: float, latencies_ms: np.ndarray, memory_mib: np.ndarray
-) -> Row:
-    minute = min(len(latencies_ms), round(len(latencies_ms) * 60 / stream.video_s))
-    first, last = latencies_ms[1:minute], latencies_ms[-minute:]  # the first chunk also warms up
-    window = stream.span.window_frames
-    return {
-        "model": stream.model,
-        "looks back": "without end" if window is None else f"{stream.span.sink_frames} + {window}",
-        "video [s]": stream.video_s,
-        "chunks": len(latencies_ms),
-        "first minute: latency, median [ms]": float(np.median(first[:, 0])),
-        "95 % [ms]": float(np.quantile(first[:, 0], 0.95)),
-        "processor [ms]": float(np.median(first[:, 1])),
-        "last minute: latency, median [ms]": float(np.median(last[:, 0])),
-        "95 % of it [ms]": float(np.quantile(last[:, 0], 0.95)),
-        "processor then [ms]": float(np.median(last[:, 1])),
-        "made [frames/s]": frames_per_s,
-        "shown [frames/s]": fps,
-        "memory after a minute [MiB]": float(memory_mib[minute - 1]),
-        "peak memory [MiB]": float(memory_mib.max()),
-    }
+    for frames in generator.stream_live(image, lens, next_poses, steps=steps):
+        yield frames, time.perf_counter() - asked_s
 
 
 def main(job: Job) -> int:
@@ -189,10 +197,12 @@ def main(job: Job) -> int:
 Random weights: what is measured is the cost of a chunk, not what is seen. `walk` is the recipe's model with patches
 (64 x 48, a frame every half second), `tiny` the small model with the causal autoencoder (96 x 64, 16 frames/s, eight
 frames a latent frame). A chunk has {CHUNKS[1]} latent frames and takes {job.steps} sampling steps and one clean pass; its
-latency goes from asking for the keys to having decoded frames, by the wall; "processor" is the median time it computed
-in, without what the machine did for others meanwhile. "Looks back": latent frames of the sink and of the
-window that softmax blocks read before the chunk. Memory is the process's resident set, with the interpreter and torch.
-The encoder of the mp4 is in the frame rates and the memory, not in the latency.""",
+latency goes from asking for the keys to having decoded frames. During the last minute a second stream begins and takes
+turns with the first: the load of the machine is the same for both, which it was not for the first and the last minute.
+"Looks back": latent frames of the sink and of the window that softmax blocks read before the chunk.
+Memory is the process's resident set, with the interpreter and torch.
+Frames/s made are frames over the sum of latencies.
+The encoder of the mp4 is in the memory, not in the latency.""",
         packages=("torch", "av"),
         results_dir=job.out,
     )

@@ -228,6 +228,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_keys_in_the_browser_move_the_camera_and_the_video_is_kept(
     browser: Any, tmp_path: Path, image: Path
 ) -> None:
@@ -254,9 +255,9 @@ def test_keys_in_the_browser_move_the_camera_and_the_video_is_kept(
         ActionChains(browser).release().perform()
         wait_until(lambda: int(facts()["frames"]) > seen)
         left = browser.find_element("css selector", "[data-key=j]")
-        ahead = place()[0]
+        right = place()[0]
         ActionChains(browser).click_and_hold(left).perform()
-        wait_until(lambda: place()[0] < ahead)
+        wait_until(lambda: place()[0] < right)
         ActionChains(browser).release().perform()
         for name, unit in (("latency", "ms"), ("rate", "frames/s"), ("memory", "MiB"), ("take", "drive.mp4")):
             assert unit in browser.find_element("id", name).text
