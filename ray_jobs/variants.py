@@ -1,9 +1,10 @@
 """`worldline variants`: a finished recipe in, its model in the forms it would be used in, and what each step costs.
 
     bidirectional -> + refiner      bidirectional -> fp8, nvfp4      bidirectional -> chunk-causal -> nvfp4
+                                                                    chunk-causal -> distilled
 
 All forms make the same held-out walks with the same seeds; differences to the bidirectional model are paired, walk by walk.
-The chunk-causal fine-tuning and the refiner are trained first, each resumable, below RUN/variants.
+The chunk-causal fine-tuning, the refiner and the distillation are trained first, each resumable, below RUN/variants.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from worldline.datasets.synthetic_walks import Walks
 from worldline.evaluate.following import bootstrap, psnr_db, ssim
 from worldline.evaluate.page import film_strips, page_html, write_page
 from worldline.model.quantize import weight_bytes
+from worldline.model.sampler import DISTILLED_SIGMAS
 from worldline.ray_jobs.recipe import WHERE, Recipe, RecipeConfig
 from worldline.train.checkpoint import load_run
+from worldline.train.distill import DistillConfig, distill
 from worldline.train.generate_run import RunGenerator
 from worldline.train.presets import walk_chunk_causal, walk_refiner
 from worldline.train.trainer import NotFinite, train
@@ -48,6 +51,8 @@ class VariantsConfig:
     """Of fine-tuning, of 12 clips each."""
     refiner_steps: int = 600
     """Of the refiner's adapters."""
+    distill_steps: tuple[int, int] = (150, 300)
+    """Of distillation to four steps: regression on the teacher's paths, then distribution matching."""
     steps: int = 6
     """Denoising steps of the first stage."""
     noise_seeds: int = 2
@@ -56,7 +61,14 @@ class VariantsConfig:
     """Places where held-out walks begin, two walks each."""
 
     def __post_init__(self) -> None:
-        counts = (self.chunk_causal_steps, self.refiner_steps, self.steps, self.noise_seeds, self.test_starts)
+        counts = (
+            self.chunk_causal_steps,
+            self.refiner_steps,
+            self.steps,
+            self.noise_seeds,
+            self.test_starts,
+            *self.distill_steps,
+        )
         if min(counts) < 1:
             raise ValueError("steps, seeds and starts must be at least 1")
 
@@ -113,7 +125,7 @@ def main(config: VariantsConfig) -> int:
 
 
 def trained(recipe: Recipe, config: VariantsConfig) -> dict[str, Path]:
-    """Run folders of the two stages that follow the recipe's model."""
+    """Run folders of the three stages that follow the recipe's model."""
     runs = {name: recipe.config.out / "variants" / name for name in ("chunk-causal", "refiner")}
     chunk_causal = walk_chunk_causal(
         str(recipe.latents), runs["chunk-causal"], recipe.model, decisions=recipe.decided,
@@ -132,6 +144,27 @@ def trained(recipe: Recipe, config: VariantsConfig) -> dict[str, Path]:
     ):
         logger.info("== %s", name)
         train(dataclasses.replace(stage, where=WHERE))
+    runs["distilled"] = recipe.config.out / "variants" / "distilled"
+    logger.info("== distilled")
+    distill(
+        DistillConfig(
+            shards=str(recipe.latents),
+            out=runs["distilled"],
+            teacher=recipe.model,
+            student=runs["chunk-causal"],
+            where=WHERE,
+            decisions=recipe.decided,
+            cached_latents=True,
+            ode_steps=config.distill_steps[0],
+            steps=config.distill_steps[1],
+            teacher_steps=8,
+            global_batch=12,
+            ode_lr=5e-4,
+            student_lr=2e-4,
+            critic_lr=4e-4,
+            cpu_threads=1,
+        )
+    )
     return runs
 
 
@@ -152,6 +185,10 @@ def variants(recipe: Recipe, runs: dict[str, Path], config: VariantsConfig) -> I
     yield Variant(name="chunk-causal, streamed", generator=streamed, evaluations=per_chunk)
     four_bit = run(runs["chunk-causal"], dtype="nvfp4")
     yield Variant(name="chunk-causal, streamed, nvfp4", generator=four_bit, evaluations=per_chunk)
+    few = run(runs["distilled"])
+    yield Variant(
+        name="distilled, streamed", generator=few, evaluations=f"{len(DISTILLED_SIGMAS) - 1} + 1 a chunk"
+    )
 
 
 def measured(

@@ -34,6 +34,7 @@ from worldline.model.world_model import WorldModel, conditions
 from worldline.train.checkpoint import Run, built, load_run, load_state, plain, save, steps_of
 from worldline.train.config import TrainConfig
 from worldline.train.latent_encoder import autoencoder_key
+from worldline.train.objectives import latents_of
 from worldline.train.parallel import seeded_generator
 from worldline.train.trainer import NotFinite, open_loader
 
@@ -45,7 +46,7 @@ class DistillConfig:
     """One distillation."""
 
     shards: str
-    """Shard folder with cached latents: first frames and paths are taken from its clips."""
+    """Shard folder: first frames and paths are taken from its clips."""
     out: Path
     """Run folder; where it has a checkpoint of the same config, training goes on from it."""
     teacher: Path
@@ -56,6 +57,8 @@ class DistillConfig:
     """SQL condition over the shards' index."""
     decisions: Path | None = None
     """Table of `worldline decide`."""
+    cached_latents: bool = False
+    """Read latents from the shards instead of encoding frames."""
     ode_steps: int = 3000
     """Steps of regression on the teacher's paths, before matching; 3000 is SANA-WM's."""
     teacher_steps: int = 24
@@ -109,7 +112,7 @@ class Distiller:
         first, rest = student.config["chunks"]
         self.num_frames = 1 + (self.view["num_frames"] - 1) // teacher.autoencoder.time_stride
         self.chunks = chunk_causal(self.num_frames, first=first, rest=rest)
-        self.autoencoder = student.autoencoder
+        self.autoencoder = student.autoencoder.to(config.device)
         self.teacher = teacher.model.to(config.device).requires_grad_(False)
         self.student = student.model.to(config.device).train()
         self.critic = copy.deepcopy(self.teacher).requires_grad_(True).train()
@@ -129,10 +132,8 @@ class Distiller:
 
     def step(self, step: int, clips: ClipView) -> dict[str, float]:
         """Learns from a batch; the losses. Raises NotFinite, which leaves the networks as they were."""
-        if clips.latent is None:
-            raise ValueError("distillation reads cached latents: give shards of `worldline encode`")
         generator = seeded_generator(self.config.seed, step)
-        first = clips.latent[:, :, :1].float().to(self.config.device)
+        first = latents_of(clips, self.autoencoder, self.config.device)[:, :, :1]
         inputs = self._inputs(clips, first)
         if step < self.config.ode_steps:
             return {
@@ -234,13 +235,14 @@ class Distiller:
         loss = loss_of()
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm))
-        if not (math.isfinite(float(loss)) and math.isfinite(norm)):
+        value = loss.item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
             raise NotFinite(
-                f"step {step + 1}, {name}: loss {float(loss)}, gradient norm {norm}; clips {list(clips.clip_id)}"
+                f"step {step + 1}, {name}: loss {value}, gradient norm {norm}; clips {list(clips.clip_id)}"
             )
         self.is_amid_step = True
         optimizer.step()
-        return float(loss)
+        return value
 
     def state(self, step: int, loader: dict[str, Any]) -> dict[str, Any]:
         """A checkpoint: that of a chunk-causal run, and what going on needs."""
@@ -290,7 +292,7 @@ def distill(config: DistillConfig) -> None:
     )
     reading = replace(
         student, shards=config.shards, decisions=config.decisions, where=config.where, seed=config.seed,
-        global_batch=config.global_batch, cached_latents=True,
+        global_batch=config.global_batch, cached_latents=config.cached_latents,
         view=built(type(student.view), distiller.view),
     )  # fmt: skip
     loader = open_loader(reading)

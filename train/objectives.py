@@ -48,7 +48,7 @@ def _flow_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder) ->
     text_encoder = ByteText(channels=config.model.text_channels)
 
     def loss(clips: ClipView, generators: Sequence[torch.Generator]) -> Tensor:
-        clean = _latents(clips, autoencoder, config.device)
+        clean = latents_of(clips, autoencoder, config.device)
         num_frames, height, width = clean.shape[2:]
         first, rest = config.chunks or (num_frames, 1)
         chunks = chunk_causal(num_frames, first=first, rest=rest) if config.chunks else one_chunk(num_frames)
@@ -168,8 +168,8 @@ def _draw(
 
 
 @torch.no_grad()
-def _latents(clips: ClipView, autoencoder: Autoencoder, device: str) -> Tensor:
-    """[B, c, T, h, w] float32, read or encoded."""
+def latents_of(clips: ClipView, autoencoder: Autoencoder, device: str) -> Tensor:
+    """Latents of a batch [B, c, T, h, w] float32, read or encoded."""
     latents = autoencoder.encode(video(clips, device)) if clips.latent is None else clips.latent.to(device)
     return latents.float()
 

@@ -55,13 +55,19 @@ def test_from_videos_to_a_driven_model(
     assert load_run(model).step == 4
 
     variants = VariantsConfig(
-        recipe=config.out, chunk_causal_steps=2, refiner_steps=2, steps=2, noise_seeds=1, test_starts=2
+        recipe=config.out,
+        chunk_causal_steps=2,
+        refiner_steps=2,
+        distill_steps=(1, 1),
+        steps=2,
+        noise_seeds=1,
+        test_starts=2,
     )
     assert variants_main(variants) == 0
     rows = json.loads((config.out / "variants" / "results.json").read_text())
-    assert len({row["variant"] for row in rows}) == len(rows) == 6
+    assert len({row["variant"] for row in rows}) == len(rows) == 7
     own = "PSNR beside the bidirectional, dB"
-    assert [row[own] == "0.000 (0.000 to 0.000)" for row in rows] == [True] + [False] * 5
+    assert [row[own] == "0.000 (0.000 to 0.000)" for row in rows] == [True] + [False] * 6
     weights = [row["MB of weights"] for row in rows]
     assert weights[2] < weights[1] < weights[0] == weights[3]
     assert "chunk-causal, streamed, nvfp4" in (config.out / "variants" / "index.html").read_text()
