@@ -84,6 +84,11 @@ COMMANDS = {
         "VariantsConfig",
         "what a recipe's model costs refined, streamed, quantised",
     ),
+    "benchmark": Command(
+        "worldline.train.benchmark",
+        "BenchmarkConfig",
+        "long paths through rendered rooms against their true renders",
+    ),
     "demo": Command(
         "worldline.ray_jobs.demo", "DemoConfig", "annotate two small videos and show what comes out"
     ),

@@ -1,0 +1,235 @@
+"""`worldline benchmark`: long paths through rendered rooms, made by a run, held next to their true renders.
+
+The paths are the one-minute benchmark's (evaluate/benchmark_paths.py), in rooms for which every true frame can be rendered. Each
+video is a row: likeness to the truth over windows of ten seconds, what the model still knows of a place it comes back to, and
+how its image quality drifts. Beside it stand the first frame that never moves and the truth itself. A row that is done
+is kept, so the command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from worldline.annotate.camera import Intrinsics
+from worldline.datasets.commit_log import replace_file
+from worldline.datasets.schema import MissingBackend
+from worldline.datasets.synthetic_places import RenderedPlace
+from worldline.evaluate.benchmark_paths import POSES_PER_S, BenchmarkPath, make_path, splits
+from worldline.evaluate.following import bootstrap, psnr_db, ssim
+from worldline.evaluate.page import film_strips, page_html, write_page
+from worldline.filters.piqe import piqe
+from worldline.train.checkpoint import load_run, weights_key
+from worldline.train.generate import write_video
+from worldline.train.generate_run import RunGenerator
+
+logger = logging.getLogger(__name__)
+
+STILL, TRUTH = "first frame standing still", "ground truth"
+WINDOW_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkConfig:
+    """How far a run follows long paths, and what it forgets."""
+
+    run: Path
+    """Run folder of `worldline train` or `worldline distill`."""
+    out: Path
+    """Folder of videos, rows and page; the same command goes on from what is there."""
+    split: str = "both"
+    """simple, hard or both."""
+    scenes: int = 16
+    """Rendered rooms; their numbers begin at `first_scene`."""
+    first_scene: int = 1
+    """1 is the recipe's room of training, which so is measured too."""
+    seconds: float = 60.0
+    """Length of the paths."""
+    fov_x_deg: float = 71.0
+    """Of the rendered camera; the recipe's."""
+    steps: int = 6
+    """Denoising steps."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        splits(self.split)
+        if self.scenes < 1 or self.first_scene < 0 or self.steps < 1 or self.seconds < 1:
+            raise ValueError("scenes, steps and seconds must be at least 1, first_scene not negative")
+
+
+def main(config: BenchmarkConfig) -> int:
+    """Exit status: 0 done, 1 where a run does not fit or rooms cannot be rendered."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        generator = RunGenerator(load_run(config.run))
+        if generator.width is None or generator.height is None:
+            raise ValueError(f"{config.run} was trained without a size: rooms cannot be rendered for it")
+        rows = list(measured(config, generator))
+    except (ValueError, MissingBackend) as error:
+        logger.error("worldline benchmark: %s", error)
+        return 1
+    table = summary(rows)
+    notes = [
+        f"{len(rows)} paths of {config.seconds:g} s; in brackets 95 % of bootstrap draws of the rooms.",
+        "PSNR and SSIM against the true render of the commanded path, without the given first frame. Revisits: the"
+        " later frame of a pair against the earlier one, for pairs that show nearly the same. Drift: PIQE (0 best,"
+        " 100 worst) of the last ten seconds minus that of the first.",
+        "Camera errors from recovered poses are not in this table.",
+    ]
+    strips = cv2.imread(str(config.out / "strips.png"))
+    pictures = {} if strips is None else {"Every ten seconds: generated and true": strips[..., ::-1]}
+    write_page(
+        config.out / "index.html",
+        page_html("Long paths", notes, {"All paths": table, "Each path": rows}, pictures),
+    )
+    replace_file(
+        config.out / "results.json", json.dumps({"summary": table, "paths": rows}, indent=2).encode()
+    )
+    for row in table:
+        logger.info("%s", row)
+    logger.info("page: %s", config.out / "index.html")
+    return 0
+
+
+def measured(config: BenchmarkConfig, generator: RunGenerator) -> Iterator[dict[str, Any]]:
+    """A row a path; those on disk are not made again. Raises ValueError for rows of another run or setting."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    key = {"weights": weights_key(generator.model), "steps": config.steps, "seed": config.seed}
+    key |= {"seconds": config.seconds, "fov_x_deg": config.fov_x_deg}
+    num_frames = round(config.seconds * POSES_PER_S) + 1
+    todo = [
+        (config.first_scene + k, template) for k in range(config.scenes) for template in splits(config.split)
+    ]
+    started_s, made = time.monotonic(), 0
+    for done, (scene, template) in enumerate(todo):
+        name = f"room-{scene}-{template.name}"
+        path = config.out / f"{name}.json"
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if kept["key"] != key:
+                raise ValueError(f"{path} is of another run or setting: give another --out")
+            yield kept["row"]
+            continue
+        with RenderedPlace(
+            scene, width=generator.width, height=generator.height, fov_x_deg=config.fov_x_deg
+        ) as place:
+            try:
+                walk = make_path(
+                    template,
+                    median_depth_m=place.median_depth_m(),
+                    obstacles=place.obstacles(),
+                    num_frames=num_frames,
+                )
+            except ValueError as error:
+                row = {"room": scene, "path": template.name, "split": template.split, "outcome": str(error)}
+            else:
+                row = _one(
+                    config, generator, place, walk, scene, config.out / f"{name}.mp4", is_first=done == 0
+                )
+        replace_file(path, json.dumps({"key": key, "row": row}).encode())
+        made += 1
+        left_s = (time.monotonic() - started_s) / made * (len(todo) - done - 1)
+        logger.info("%d/%d %s, %.0f s left", done + 1, len(todo), name, left_s)
+        yield row
+
+
+def _one(
+    config: BenchmarkConfig,
+    generator: RunGenerator,
+    place: RenderedPlace,
+    walk: BenchmarkPath,
+    scene: int,
+    out: Path,
+    *,
+    is_first: bool,
+) -> dict[str, Any]:
+    poses = walk.first_from_cam[:: generator.frame_step]
+    truth = place.frames(poses)
+    started_s = time.perf_counter()
+    made = np.stack(list(_stream(config, generator, truth[0], poses, place.camera)))
+    took_s = time.perf_counter() - started_s
+    fps = POSES_PER_S / generator.frame_step
+    write_video(out, iter(made), fps=fps)
+    pairs = [(a // generator.frame_step, b // generator.frame_step) for a, b in walk.revisits]
+    still = np.broadcast_to(truth[:1], truth.shape)
+    row: dict[str, Any] = {"room": scene, "path": walk.name, "split": walk.split, "outcome": "made"}
+    row |= {"reach_m": walk.reach_m, "frames": len(made), "seconds_to_make": took_s}
+    for name, video in (("run", made), (STILL, still), (TRUTH, truth)):
+        row |= {f"{name}: {what}": value for what, value in scores(video, truth, pairs, fps).items()}
+    if is_first:
+        at = np.arange(0, len(made), max(1, round(WINDOW_S * fps)))
+        strips = film_strips({f"{walk.name}: generated": made[at], f"{walk.name}: truth": truth[at]})
+        cv2.imwrite(str(config.out / "strips.png"), strips[..., ::-1])
+    return row
+
+
+def _stream(
+    config: BenchmarkConfig, generator: RunGenerator, first: np.ndarray, poses: np.ndarray, camera: Intrinsics
+) -> Iterator[np.ndarray]:
+    yield from generator.stream(first, poses, camera, steps=config.steps, seed=config.seed)
+
+
+def scores(
+    video: np.ndarray, truth: np.ndarray, pairs: list[tuple[int, int]], fps: float
+) -> dict[str, float | None]:
+    """Of one video [F, H, W, 3] uint8 against the truth; None where a score has nothing to be told from."""
+    window = max(2, round(WINDOW_S * fps))
+    first, last = slice(1, window), slice(-window + 1, None)
+    is_truth = video is truth
+    found: dict[str, float | None] = {
+        "PSNR, first 10 s, dB": None
+        if is_truth
+        else float(psnr_db(video[None, first], truth[None, first])[0]),
+        "PSNR, last 10 s, dB": None if is_truth else float(psnr_db(video[None, last], truth[None, last])[0]),
+        "SSIM": float(ssim(video[None, 1:], truth[None, 1:])[0]),
+        "revisit PSNR, dB": None,
+        "revisit SSIM": None,
+        "drift, PIQE": float(np.mean(_piqe(video[last])) - np.mean(_piqe(video[first]))),
+    }
+    pairs = [(a, b) for a, b in pairs if a != b]
+    is_still = bool(np.array_equal(video[0], video[-1]) and np.array_equal(video[0], video[len(video) // 2]))
+    if pairs and not is_still:  # a standing picture remembers perfectly, and shows nothing
+        earlier, later = (video[[pair[k] for pair in pairs]][:, None] for k in (0, 1))
+        found["revisit PSNR, dB"] = float(np.mean(np.minimum(psnr_db(later, earlier), 60.0)))
+        found["revisit SSIM"] = float(ssim(later, earlier).mean())
+    return found
+
+
+def _piqe(frames: np.ndarray) -> list[float]:
+    chosen = frames[:: max(1, len(frames) // 4)]
+    return [piqe(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)) for frame in chosen]
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for the run, the standing frame and the truth, in each split; draws are of the rooms."""
+    table = []
+    done = [row for row in rows if row["outcome"] == "made"]
+    for split in sorted({row["split"] for row in done}, reverse=True):
+        chosen = [row for row in done if row["split"] == split]
+        for name in ("run", STILL, TRUTH):
+            line: dict[str, Any] = {"split": split, "video": name, "paths": len(chosen)}
+            for key in (key for key in chosen[0] if key.startswith(f"{name}: ")):
+                line[key.removeprefix(f"{name}: ")] = _interval(chosen, key)
+            table.append(line)
+    return table
+
+
+def _interval(rows: list[dict[str, Any]], key: str) -> str | None:
+    rooms: dict[int, list[float]] = {}
+    for row in rows:
+        if row.get(key) is not None and np.isfinite(row[key]):
+            rooms.setdefault(row["room"], []).append(row[key])
+    if not rooms:
+        return None
+    if len(rooms) == 1:
+        return f"{np.mean(next(iter(rooms.values()))):.3f} (one room)"
+    found = bootstrap(np.array([np.mean(values) for values in rooms.values()]))
+    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
