@@ -19,7 +19,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from worldline.annotate.camera import Intrinsics
 from worldline.datasets.commit_log import replace_file
 from worldline.datasets.schema import MissingBackend
 from worldline.datasets.synthetic_places import RenderedPlace
@@ -104,77 +103,75 @@ def measured(config: BenchmarkConfig, generator: RunGenerator) -> Iterator[dict[
     config.out.mkdir(parents=True, exist_ok=True)
     key = {"weights": weights_key(generator.model), "steps": config.steps, "seed": config.seed}
     key |= {"seconds": config.seconds, "fov_x_deg": config.fov_x_deg}
-    num_frames = round(config.seconds * POSES_PER_S) + 1
-    todo = [
-        (config.first_scene + k, template) for k in range(config.scenes) for template in splits(config.split)
-    ]
-    started_s, made = time.monotonic(), 0
-    for done, (scene, template) in enumerate(todo):
-        name = f"room-{scene}-{template.name}"
-        path = config.out / f"{name}.json"
-        if path.exists():
+    templates, started_s, made = splits(config.split), time.monotonic(), 0
+    for k in range(config.scenes):
+        room = config.first_scene + k
+        paths = {template.name: config.out / f"room-{room}-{template.name}.json" for template in templates}
+        if any(not path.exists() for path in paths.values()):
+            for row in _rows_of_room(config, generator, room, paths):
+                replace_file(paths[row["path"]], json.dumps({"key": key, "row": row}).encode())
+                made += 1
+                left = len(templates) * (config.scenes - k - 1) + sum(
+                    not path.exists() for path in paths.values()
+                )
+                left_s = (time.monotonic() - started_s) / made * left
+                logger.info("room %d, %s: %s, %.0f s left", room, row["path"], row["outcome"], left_s)
+        for path in paths.values():
             kept = json.loads(path.read_text())
             if kept["key"] != key:
                 raise ValueError(f"{path} is of another run or setting: give another --out")
             yield kept["row"]
-            continue
-        with RenderedPlace(
-            scene, width=generator.width, height=generator.height, fov_x_deg=config.fov_x_deg
-        ) as place:
+
+
+def _rows_of_room(
+    config: BenchmarkConfig, generator: RunGenerator, room: int, paths: dict[str, Path]
+) -> Iterator[dict[str, Any]]:
+    """Those whose file is not there."""
+    num_frames = round(config.seconds * POSES_PER_S) + 1
+    with RenderedPlace(
+        room, width=generator.width, height=generator.height, fov_x_deg=config.fov_x_deg
+    ) as place:
+        depth_m, obstacles = place.median_depth_m(), place.obstacles()
+        for template in splits(config.split):
+            if paths[template.name].exists():
+                continue
+            row = {"room": room, "path": template.name, "split": template.split}
             try:
-                walk = make_path(
-                    template,
-                    median_depth_m=place.median_depth_m(),
-                    obstacles=place.obstacles(),
-                    num_frames=num_frames,
-                )
+                walk = make_path(template, median_depth_m=depth_m, obstacles=obstacles, num_frames=num_frames)
             except ValueError as error:
-                row = {"room": scene, "path": template.name, "split": template.split, "outcome": str(error)}
-            else:
-                row = _one(
-                    config, generator, place, walk, scene, config.out / f"{name}.mp4", is_first=done == 0
-                )
-        replace_file(path, json.dumps({"key": key, "row": row}).encode())
-        made += 1
-        left_s = (time.monotonic() - started_s) / made * (len(todo) - done - 1)
-        logger.info("%d/%d %s, %.0f s left", done + 1, len(todo), name, left_s)
-        yield row
+                yield row | {"outcome": str(error)}
+                continue
+            yield row | _made(config, generator, place, walk, paths[template.name].with_suffix(".mp4"))
 
 
-def _one(
-    config: BenchmarkConfig,
-    generator: RunGenerator,
-    place: RenderedPlace,
-    walk: BenchmarkPath,
-    scene: int,
-    out: Path,
-    *,
-    is_first: bool,
+def _made(
+    config: BenchmarkConfig, generator: RunGenerator, place: RenderedPlace, walk: BenchmarkPath, out: Path
 ) -> dict[str, Any]:
+    """The video, and what it is worth."""
     poses = walk.first_from_cam[:: generator.frame_step]
     truth = place.frames(poses)
     started_s = time.perf_counter()
-    made = np.stack(list(_stream(config, generator, truth[0], poses, place.camera)))
+    frames = generator.stream(truth[0], poses, place.camera, steps=config.steps, seed=config.seed)
+    made = np.stack(list(frames))
     took_s = time.perf_counter() - started_s
     fps = POSES_PER_S / generator.frame_step
     write_video(out, iter(made), fps=fps)
     pairs = [(a // generator.frame_step, b // generator.frame_step) for a, b in walk.revisits]
     still = np.broadcast_to(truth[:1], truth.shape)
-    row: dict[str, Any] = {"room": scene, "path": walk.name, "split": walk.split, "outcome": "made"}
-    row |= {"reach_m": walk.reach_m, "frames": len(made), "seconds_to_make": took_s}
+    row: dict[str, Any] = {
+        "outcome": "made",
+        "reach_m": walk.reach_m,
+        "frames": len(made),
+        "seconds_to_make": took_s,
+    }
     for name, video in (("run", made), (STILL, still), (TRUTH, truth)):
         row |= {f"{name}: {what}": value for what, value in scores(video, truth, pairs, fps).items()}
-    if is_first:
+    strips = config.out / "strips.png"
+    if not strips.exists():
         at = np.arange(0, len(made), max(1, round(WINDOW_S * fps)))
-        strips = film_strips({f"{walk.name}: generated": made[at], f"{walk.name}: truth": truth[at]})
-        cv2.imwrite(str(config.out / "strips.png"), strips[..., ::-1])
+        picture = film_strips({f"{walk.name}: generated": made[at], f"{walk.name}: truth": truth[at]})
+        cv2.imwrite(str(strips), picture[..., ::-1])
     return row
-
-
-def _stream(
-    config: BenchmarkConfig, generator: RunGenerator, first: np.ndarray, poses: np.ndarray, camera: Intrinsics
-) -> Iterator[np.ndarray]:
-    yield from generator.stream(first, poses, camera, steps=config.steps, seed=config.seed)
 
 
 def scores(

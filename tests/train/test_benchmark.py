@@ -51,7 +51,7 @@ def test_rows_are_made_once_and_stand_beside_truth_and_a_standing_frame(
         RenderedPlace(1, width=64, height=48).__exit__()
     except MissingBackend as missing:
         pytest.skip(str(missing))
-    config = BenchmarkConfig(run=run, out=tmp_path / "out", split="hard", scenes=1, seconds=12, steps=1)
+    config = BenchmarkConfig(run=run, out=tmp_path / "out", split="hard", scenes=1, seconds=3, steps=1)
     assert main(config) == 0
     results = json.loads((config.out / "results.json").read_text())
     assert [line["video"] for line in results["summary"]] == ["run", STILL, TRUTH]
