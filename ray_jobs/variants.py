@@ -47,9 +47,9 @@ class VariantsConfig:
 
     recipe: Path
     """Folder of a finished `worldline recipe`."""
-    chunk_causal_steps: int = 800
+    chunk_causal_steps: int = 400
     """Of fine-tuning, of 12 clips each."""
-    refiner_steps: int = 600
+    refiner_steps: int = 300
     """Of the refiner's adapters."""
     distill_steps: tuple[int, int] = (150, 300)
     """Of distillation to four steps: regression on the teacher's paths, then distribution matching."""
