@@ -85,8 +85,8 @@ def pack_nvfp4(x: Tensor) -> Packed:
     if x.ndim != 2 or x.shape[1] % BLOCK:
         raise ValueError(f"NVFP4 needs a matrix with a multiple of {BLOCK} columns, got {tuple(x.shape)}")
     blocks = x.float().unflatten(1, (-1, BLOCK))
-    # A matrix of zeros has any scale.
-    tensor_scale = (x.float().abs().amax() / (E4M3_MAX * E2M1_MAX)).clamp_min(torch.finfo(torch.float32).tiny)
+    # A matrix of zeros has any scale; the least has a finite reciprocal after the division by a block's.
+    tensor_scale = (x.float().abs().amax() / (E4M3_MAX * E2M1_MAX)).clamp_min(2.0**-120)
     scale = (blocks.abs().amax(dim=-1) / E2M1_MAX / tensor_scale).clamp(_E4M3_TINY, E4M3_MAX)
     scale = scale.to(torch.float8_e4m3fn)
     reciprocal = (1.0 / tensor_scale) / scale.float()
@@ -97,7 +97,7 @@ def pack_nvfp4(x: Tensor) -> Packed:
 def pack_fp8(x: Tensor) -> Packed:
     """A matrix [R, C] in FP8, a scale a row."""
     scale = x.float().abs().amax(dim=1, keepdim=True) / E4M3_MAX
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # a row of zeros has any
+    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)  # smaller ones have no precision left; zeros have any
     codes = (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
     return Packed(codes, scale, torch.ones((), device=x.device))
 
@@ -257,4 +257,5 @@ def layer_errors(
 
 def relative_error(x: Tensor, truth: Tensor) -> float:
     """Norm of the difference over the norm of the truth."""
-    return float((x.float() - truth.float()).norm() / truth.float().norm())
+    truth = truth.double()  # squares of small float32 values vanish
+    return float((x.double() - truth).norm() / truth.norm())
