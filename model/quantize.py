@@ -97,7 +97,9 @@ def pack_nvfp4(x: Tensor) -> Packed:
 def pack_fp8(x: Tensor) -> Packed:
     """A matrix [R, C] in FP8, a scale a row."""
     scale = x.float().abs().amax(dim=1, keepdim=True) / E4M3_MAX
-    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)  # smaller ones have no precision left; zeros have any
+    scale = scale.clamp_min(
+        torch.finfo(torch.float32).tiny
+    )  # smaller ones have no precision left; zeros have any
     codes = (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
     return Packed(codes, scale, torch.ones((), device=x.device))
 
