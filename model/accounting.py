@@ -71,6 +71,11 @@ def cost(config: ModelConfig, grid: Grid, *, text_tokens: int = 300) -> Cost:
     )
 
 
+def forward_flops(config: ModelConfig, grid: Grid, *, text_tokens: int = 300) -> int:
+    """Floating-point operations of one forward pass of one clip."""
+    return sum(_flops(config, grid, text_tokens).values())
+
+
 def _part(name: str) -> str:
     """The row of the per-block table a parameter belongs to."""
     table = {

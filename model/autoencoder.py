@@ -76,6 +76,11 @@ class AutoencoderConfig:
         """Frames a latent frame: three levels, each of which halves time."""
         return 8
 
+    @property
+    def space_stride(self) -> int:
+        """Pixels a latent's side."""
+        return 8 * self.patch
+
 
 class Tails:
     """The last input frames of each temporal convolution, in the order the network meets them."""

@@ -23,6 +23,7 @@ Letters: B batch, F raw frames, T latent frames, S tokens a frame, H heads, D he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,6 +86,18 @@ class CameraConditions:
     """None for the kind "none"."""
     plucker: Tensor | None
     """[B, T, S, 6 time_stride], or None without the fine branch."""
+
+    def frames(self, pick: Callable[[Tensor], Tensor]) -> CameraConditions:
+        """Those of some frames: `pick` takes them from any tensor along its dimension 1."""
+        moves = self.transforms
+        return CameraConditions(
+            transforms=None
+            if moves is None
+            else CameraTransforms(
+                matrix=pick(moves.matrix), inverse=pick(moves.inverse), rope=pick(moves.rope)
+            ),
+            plucker=None if self.plucker is None else pick(self.plucker),
+        )
 
 
 def camera_conditions(

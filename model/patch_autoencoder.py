@@ -36,6 +36,11 @@ class PatchAutoencoderConfig:
         """Frames a latent frame."""
         return 1
 
+    @property
+    def space_stride(self) -> int:
+        """Pixels a latent's side."""
+        return self.patch
+
 
 class PatchAutoencoder(nn.Module):
     """An `Autoencoder` (worldline.model.autoencoder); `fit` comes before use."""

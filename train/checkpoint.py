@@ -1,9 +1,11 @@
 """Checkpoints of a training run: a folder a step, written whole or not at all, and read back as a `Run`.
 
-    RUN/config.json   RUN/metrics.jsonl   RUN/checkpoints/step_00001000/{state.pt,config.json}
+    RUN/config.json   RUN/metrics.jsonl   RUN/checkpoints/step_00001000/{state.pt,config.json,optimizer/}
 
-state.pt holds tensors and plain numbers only and is read with `weights_only`, so that a checkpoint from
-elsewhere cannot run code.
+state.pt holds tensors and plain numbers only and is read with `weights_only`, so that a checkpoint from elsewhere cannot
+run code; its weights are whole, however many processes trained. The optimiser's state is in it too, or, where the weights
+were split, in `optimizer/`, to which every process wrote its part (torch.distributed.checkpoint); any number of processes
+reads either, and only training that goes on does.
 """
 
 from __future__ import annotations
@@ -47,9 +49,26 @@ def save(run_dir: Path, step: int, state: dict[str, Any]) -> Path:
 
     A folder of that step that is there already is replaced. Raises OSError.
     """
-    final = run_dir / "checkpoints" / f"step_{step:08d}"
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    temporary = begin_checkpoint(run_dir, step)
+    return finish_checkpoint(run_dir, step, state, temporary)
+
+
+def begin_checkpoint(run_dir: Path, step: int) -> Path:
+    """An empty folder that becomes the checkpoint."""
+    temporary = temporary_checkpoint(run_dir, step)
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    return temporary
+
+
+def temporary_checkpoint(run_dir: Path, step: int) -> Path:
+    """Where a checkpoint is written before it is whole."""
+    return run_dir / "checkpoints" / f".step_{step:08d}.tmp"
+
+
+def finish_checkpoint(run_dir: Path, step: int, state: dict[str, Any], temporary: Path) -> Path:
+    """Adds the state to what is in the folder and gives it its name. Raises OSError."""
+    final = run_dir / "checkpoints" / f"step_{step:08d}"
     (temporary / "config.json").write_text(json.dumps(state["config"], indent=2), encoding="utf-8")
     with (temporary / "state.pt").open("wb") as file:
         torch.save(state, file)

@@ -36,6 +36,23 @@ class RefineConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How the processes divide the work; no part of what is computed."""
+
+    shard: bool = False
+    """Split weights, gradients and optimiser state over the processes, block by block (FSDP2)."""
+    context_ranks: int = 1
+    """Processes that share the latent frames of a clip; they must divide the number of processes. The paper's one-minute
+    stage has 2."""
+    checkpoint_blocks: bool = False
+    """Keep one input a block for the backward pass and compute the rest again."""
+
+    def __post_init__(self) -> None:
+        if self.context_ranks < 1:
+            raise ValueError(f"context_ranks must be positive, got {self.context_ranks}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """One stage of training."""
 
@@ -89,6 +106,7 @@ class TrainConfig:
     """Matrix products in bfloat16; parameters and sums stay float32. None: on GPUs, since many CPUs only emulate it, at
     a seventh of the speed."""
     seed: int = 0
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: str = "cpu"
     cpu_threads: int | None = None
     """Threads of torch on the CPU; None leaves its default. One is faster for tiny models on a shared machine."""
@@ -106,6 +124,8 @@ class TrainConfig:
             raise ValueError(f"a {self.kind} stage needs --init-from, which has its autoencoder")
         if self.kind == "refiner" and (self.cached_latents or self.chunks is None or self.chunks[0] != 1):
             raise ValueError("a refiner reads frames, and its first chunk is the first frame: --chunks 1 N")
+        if self.kind != "flow" and (self.parallel.shard or self.parallel.context_ranks > 1):
+            raise ValueError("only flow stages split weights or clips over processes")
         if self.model.latent_channels != self.autoencoder.latent_channels:
             raise ValueError("model and autoencoder differ in latent_channels")
         strides = {self.view.time_stride, self.autoencoder.time_stride, self.model.camera_grid.time_stride}

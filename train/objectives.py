@@ -21,19 +21,25 @@ from worldline.model.text import ByteText
 from worldline.model.world_model import WorldModel, conditions
 from worldline.train.checkpoint import load_run
 from worldline.train.config import TrainConfig
+from worldline.train.parallel import ClipShare, Ranks
 
 Loss = Callable[[ClipView, Sequence[torch.Generator]], Tensor]
 """Clips and a source of noise for each in, the mean of their losses out."""
 
 
-def loss_function(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder) -> Loss:
-    """The stage's loss for the network `net`, which is the autoencoder itself in an autoencoder stage."""
+def loss_function(
+    config: TrainConfig, net: nn.Module, autoencoder: Autoencoder, ranks: Ranks | None = None
+) -> Loss:
+    """The stage's loss for the network `net`, which is the autoencoder itself in an autoencoder stage.
+
+    Where context ranks share a clip, each has its part of the clip's loss times their number: the mean is the loss.
+    """
     if config.kind == "autoencoder":
         assert isinstance(autoencoder, CausalAutoencoder)
         return _autoencoder_loss(config, autoencoder)
     if config.kind == "refiner":
         return _refiner_loss(config, net, autoencoder)
-    return _flow_loss(config, net, autoencoder)
+    return _flow_loss(config, net, autoencoder, ranks or Ranks())
 
 
 def _autoencoder_loss(config: TrainConfig, autoencoder: CausalAutoencoder) -> Loss:
@@ -44,7 +50,7 @@ def _autoencoder_loss(config: TrainConfig, autoencoder: CausalAutoencoder) -> Lo
     return loss
 
 
-def _flow_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder) -> Loss:
+def _flow_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder, ranks: Ranks) -> Loss:
     text_encoder = ByteText(channels=config.model.text_channels)
 
     def loss(clips: ClipView, generators: Sequence[torch.Generator]) -> Tensor:
@@ -61,23 +67,40 @@ def _flow_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder) ->
         grid = Grid(num_frames=num_frames, height=height, width=width)
         cameras = conditions(config.model, clips.first_from_cam.to(config.device), clips.intrinsics(), grid)
         # Camera geometry above stays in float32: bfloat16 has three digits of a metre or a radian.
+        own = ranks.frames(num_frames)
+        clean, noise, sigmas = own.of(clean, 2), own.of(noise, 2), own.of(sigmas)
         with mixed(config):
-            velocity = net(noised(clean, noise, sigmas), 1000 * sigmas, text, mask, cameras, chunks=chunks)
+            velocity = net(
+                noised(clean, noise, sigmas),
+                1000 * sigmas,
+                text,
+                mask,
+                None if cameras is None else cameras.frames(own.of),
+                chunks=own.chunks(chunks),
+                group=ranks.context,
+            )
         error = flow_error(velocity.float(), clean, noise)
-        return weighed(error, has_loss, clips, config)
+        return weighed(error, has_loss, clips, config, own)
 
     return loss
 
 
-def weighed(error: Tensor, has_loss: Tensor, clips: ClipView, config: TrainConfig) -> Tensor:
-    """Errors [B, T] of the frames that bear loss (bool [B, T]) as one number, each by its camera's trust."""
+def weighed(
+    error: Tensor, has_loss: Tensor, clips: ClipView, config: TrainConfig, own: ClipShare | None = None
+) -> Tensor:
+    """Errors [B, T] of the frames that bear loss (bool [B, T]) as one number, each by its camera's trust.
+
+    With `own` the errors are those of a share of the clips' frames, `has_loss` that of all.
+    """
+    own = own or ClipShare(has_loss.shape[1])
     # Over the frames that bear loss, not over their weights: a clip that is trusted less counts less. And a
     # clip's loss is its own, so that neither processes nor parts of a batch change the sum.
     weight = has_loss.float()
     count = weight.sum(dim=1).clamp_min(1)
     if config.weigh_frames:
         weight = weight * _per_latent(clips.weight, config.autoencoder.time_stride).to(config.device)
-    return ((error * weight).sum(dim=1) / count).mean()
+    weight = own.of(weight) * own.mask(has_loss)
+    return own.count * ((error * weight).sum(dim=1) / count).mean()
 
 
 def _refiner_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder) -> Loss:

@@ -1,7 +1,7 @@
 """Training: a shard folder and a config in, a run folder of checkpoints and metrics out.
 
-One process, or several under torchrun or Ray Train. All that is random about a clip follows from (seed, step,
-its place in the batch), and the data from the loader's position, so a run that was stopped and goes on from
+One process, or several under torchrun or Ray Train (train/parallel.py). All that is random about a clip follows from
+(seed, step, its place in the batch), and the data from the loader's position, so a run that was stopped and goes on from
 its checkpoint is bit-identical to one that was not, and one on other processes equal to rounding. Frames are
 encoded on the fly unless the shards have latents and `cached_latents` is set.
 """
@@ -12,14 +12,20 @@ import json
 import logging
 import math
 import sys
-import time
 from dataclasses import replace
 from typing import Any
 
 import fsspec
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 import tyro
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from worldline.datasets.loader import Loader, LoaderConfig
 from worldline.datasets.sample_order import OrderConfig
@@ -29,18 +35,32 @@ from worldline.model.autoencoder import CausalAutoencoder
 from worldline.model.lora import with_lora
 from worldline.model.patch_autoencoder import PatchAutoencoder
 from worldline.model.world_model import WorldModel
-from worldline.train.checkpoint import load_state, new_autoencoder, plain, save, steps_of
+from worldline.train.checkpoint import (
+    begin_checkpoint,
+    finish_checkpoint,
+    load_state,
+    new_autoencoder,
+    plain,
+    save,
+    steps_of,
+    temporary_checkpoint,
+)
 from worldline.train.config import TrainConfig
 from worldline.train.latent_encoder import autoencoder_key
+from worldline.train.metrics import MetricsLog
 from worldline.train.objectives import Loss, loss_function, video
 from worldline.train.parallel import (
     Ranks,
     average_gradients,
+    copy_whole,
     join_ranks,
     leave_ranks,
     own_device,
+    reduce_on_next_backward,
     seeded_generator,
+    sharded,
     wait_for_all,
+    whole,
 )
 
 logger = logging.getLogger(__name__)
@@ -58,11 +78,11 @@ def train(config: TrainConfig) -> None:
     """
     if config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
-    ranks = join_ranks(config.device)
+    ranks = join_ranks(config.device, config.parallel.context_ranks)
     config = replace(config, device=own_device(config.device))
-    if config.global_batch % (ranks.world_size * config.accumulation):
+    if config.global_batch % (ranks.data_size * config.accumulation):
         raise ValueError(
-            f"global_batch {config.global_batch} does not divide into {ranks.world_size} processes"
+            f"global_batch {config.global_batch} does not divide into {ranks.data_size} processes"
             f" x {config.accumulation} parts"
         )
     net, autoencoder = _networks(config)
@@ -71,6 +91,10 @@ def train(config: TrainConfig) -> None:
             _fit_patches(config, autoencoder)
         wait_for_all(ranks)
         return
+    if isinstance(net, WorldModel):
+        net.checkpoint_blocks = config.parallel.checkpoint_blocks
+        if config.parallel.shard:
+            net = sharded(net, config.device, ranks)
     optimizer = torch.optim.AdamW(_groups(net, config), lr=config.lr, betas=config.betas)
     ema = None if config.ema_decay is None else {k: v.clone() for k, v in net.state_dict().items()}
     if config.cached_latents:
@@ -79,24 +103,14 @@ def train(config: TrainConfig) -> None:
     start = _restore(config, net, optimizer, ema, loader)
     if ranks.is_first:
         _write_config(config)
-    loss_of = loss_function(config, net, autoencoder)
+    loss_of = loss_function(config, net, autoencoder, ranks)
 
     def write(step: int) -> None:
-        if not ranks.is_first:
-            return
-        state = {
-            "model": net.state_dict(),
-            "ema": ema,
-            "autoencoder": autoencoder.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "loader": loader.state_dict(),
-            "step": step,
-            "config": plain(config),
-        }
-        save(config.out, step, state)
+        _write(config, ranks, net, optimizer, ema, autoencoder, loader, step)
 
     is_whole = True
-    step, saved, batches, since = start, start, iter(loader), time.monotonic()
+    step, saved, batches = start, start, iter(loader)
+    log = MetricsLog(config, start, ranks.world_size) if ranks.is_first and start < config.steps else None
     try:
         while step < config.steps:
             clips = next(batches)
@@ -111,15 +125,15 @@ def train(config: TrainConfig) -> None:
                 assert isinstance(autoencoder, CausalAutoencoder)
                 _fit_latents(autoencoder, clips, config)
             is_whole = True
-            if ranks.is_first and (step % config.log_every == 0 or step == config.steps):
-                now = time.monotonic()
-                _log(config, step, loss, norm, (step - start) * config.global_batch / (now - since))
+            if log and (step % config.log_every == 0 or step == config.steps):
+                log.add(step, loss, norm, learning_rate(step - 1, config), clips)
             if step % config.checkpoint_every == 0 or step == config.steps:
                 write(step)
                 saved = step
     except KeyboardInterrupt:
-        # A batch that was read but not stepped on is read again: the state is that of whole steps.
-        if is_whole and step > saved:
+        # A batch that was read but not stepped on is read again: the state is that of whole steps. Processes that
+        # split the weights may be interrupted at different steps, and fall back to their last checkpoint.
+        if is_whole and step > saved and not config.parallel.shard:
             loader.load_state_dict({**loader.state_dict(), "position": step * config.global_batch})
             write(step)
         raise
@@ -145,6 +159,41 @@ def _fit_patches(config: TrainConfig, autoencoder: PatchAutoencoder) -> None:
     _write_config(config)
     save(config.out, config.steps, state)
     logger.info("fitted %d components to %d batches", autoencoder.latent_channels, config.steps)
+
+
+def _write(
+    config: TrainConfig,
+    ranks: Ranks,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: dict[str, Tensor] | None,
+    autoencoder: nn.Module,
+    loader: Loader,
+    step: int,
+) -> None:
+    """A checkpoint; every process calls this where weights are split."""
+    if not (ranks.is_first or config.parallel.shard):
+        return
+    state = {
+        "model": {name: whole(value).cpu() for name, value in net.state_dict().items()},
+        "ema": None if ema is None else {name: whole(value).cpu() for name, value in ema.items()},
+        "autoencoder": autoencoder.state_dict(),
+        "optimizer": None if config.parallel.shard else get_optimizer_state_dict(net, optimizer),
+        "loader": loader.state_dict(),
+        "step": step,
+        "config": plain(config),
+    }
+    if not config.parallel.shard:
+        save(config.out, step, state)
+        return
+    if ranks.is_first:
+        begin_checkpoint(config.out, step)
+    wait_for_all(ranks)
+    folder = temporary_checkpoint(config.out, step)
+    dcp.save(get_optimizer_state_dict(net, optimizer), checkpoint_id=folder / "optimizer")
+    if ranks.is_first:
+        finish_checkpoint(config.out, step, state, folder)
+    wait_for_all(ranks)
 
 
 def _write_config(config: TrainConfig) -> None:
@@ -220,8 +269,8 @@ def open_loader(config: TrainConfig, ranks: Ranks | None = None) -> Loader:
         order=OrderConfig(seed=config.seed),
         members=("json", "latent.npy" if config.cached_latents else "mp4"),
         num_workers=config.num_workers,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=ranks.data_rank,
+        world_size=ranks.data_size,
     )
     loader = Loader(
         select(config.shards, config.where, weight=weight, decisions=config.decisions), loading, collate_views
@@ -252,13 +301,19 @@ def _restore(
     """Step that training goes on from."""
     if not steps_of(config.out):
         return 0
-    _, state = load_state(config.out)
+    path, state = load_state(config.out)
     _refuse_other(config, state)
-    net.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if ema is not None:
-        for name, value in ema.items():
-            value.copy_(state["ema"][name])
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            copy_whole(value, state["model"][name])
+        for name, value in (ema or {}).items():
+            copy_whole(value, state["ema"][name])
+    of_optimizer = state["optimizer"]
+    if of_optimizer is None:
+        of_optimizer = get_optimizer_state_dict(net, optimizer)  # of the right shapes, to be written into
+        dcp.load(of_optimizer, checkpoint_id=path / "optimizer", no_dist=not dist.is_initialized())
+    whole_state = StateDictOptions(full_state_dict=state["optimizer"] is not None)
+    set_optimizer_state_dict(net, optimizer, of_optimizer, options=whole_state)
     loader.load_state_dict(state["loader"])
     return int(state["step"])
 
@@ -266,7 +321,7 @@ def _restore(
 def _refuse_other(config: TrainConfig, state: dict[str, Any]) -> None:
     """ValueError where the checkpoint was trained with another config."""
     now, then = plain(config), state["config"]
-    free = {"device", "cpu_threads", "num_workers", "checkpoint_every", "log_every"}
+    free = {"out", "device", "cpu_threads", "num_workers", "checkpoint_every", "log_every", "parallel"}
     if config.kind != "refiner":
         free.add("refine")
     if changed := [name for name in now if name not in free and now[name] != then.get(name)]:
@@ -281,13 +336,14 @@ def _gradient(
     total, places = 0.0, ranks.share(config.global_batch)
     part = len(places) // config.accumulation
     for k in range(config.accumulation):
+        reduce_on_next_backward(net, k == config.accumulation - 1)
         rows = slice(k * part, (k + 1) * part)
         generators = [seeded_generator(config.seed, step, place) for place in places[rows]]
         loss = loss_of(_piece(clips, rows), generators) / config.accumulation
         loss.backward()
         total += loss.item()
-    total = average_gradients(net.parameters(), total, ranks)
-    norm = float(nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm))
+    total = average_gradients(net, total, ranks)
+    norm = float(whole(nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)))
     if not (math.isfinite(total) and math.isfinite(norm)):
         raise NotFinite(f"step {step + 1}: loss {total}, gradient norm {norm}; clips {list(clips.clip_id)}")
     return total, norm
@@ -311,22 +367,6 @@ def _average(ema: dict[str, Tensor] | None, net: nn.Module, decay: float | None)
     if ema is not None and decay is not None:
         for name, value in net.state_dict().items():
             ema[name].lerp_(value, 1 - decay)
-
-
-def _log(config: TrainConfig, step: int, loss: float, norm: float, samples_per_s: float) -> None:
-    left_s = (config.steps - step) * config.global_batch / samples_per_s
-    line = {
-        "step": step,
-        "loss": loss,
-        "gradient_norm": norm,
-        "lr": learning_rate(step - 1, config),
-        "samples_per_s": samples_per_s,
-    }
-    with (config.out / "metrics.jsonl").open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(line) + "\n")
-    logger.info(
-        "step %d/%d loss %.4f %.2f clips/s, %.0f s left", step, config.steps, loss, samples_per_s, left_s
-    )
 
 
 def main(config: TrainConfig) -> int:
