@@ -82,6 +82,29 @@ class AutoencoderConfig:
         return 8 * self.patch
 
 
+RELEASED_WEIGHTS = "Efficient-Large-Model/SANA-WM_bidirectional-diffusers"
+"""The repository of SANA-WM's released weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ltx2Config:
+    """LTX-2's autoencoder, whose weights are read and not trained (model/ltx2_autoencoder.py)."""
+
+    path: str = RELEASED_WEIGHTS
+    """diffusers folder or repository with a `vae`."""
+    latent_channels: int = 128
+
+    @property
+    def time_stride(self) -> int:
+        """Frames a latent frame."""
+        return 8
+
+    @property
+    def space_stride(self) -> int:
+        """Pixels a latent's side."""
+        return 32
+
+
 class Tails:
     """The last input frames of each temporal convolution, in the order the network meets them."""
 

@@ -9,8 +9,10 @@ nothing.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -172,6 +174,29 @@ def from_diffusers(model: WorldModel, theirs: Mapping[str, Tensor]) -> dict[str,
         raise ValueError(f"{len(problems)} tensors do not fit: " + "; ".join(problems[:20]))
     model.load_state_dict(loaded)
     return unread
+
+
+def released_weights(folder: Path) -> dict[str, Tensor]:
+    """The state dict, under our names, of a `transformer` folder of a diffusers repository (config.json and safetensors).
+
+    Raises ValueError for a folder of another model or with tensors that do not fit.
+    """
+    from safetensors.torch import load_file
+
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if settings.get("_class_name") != "SanaWMTransformer3DModel":
+        raise ValueError(
+            f"{folder} has no SanaWMTransformer3DModel: its config.json says {settings.get('_class_name')!r}"
+        )
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no *.safetensors: download its weights")
+    theirs = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    with torch.device("meta"):
+        model = WorldModel(from_diffusers_config(settings))
+    model.to_empty(device="cpu")
+    from_diffusers(model, theirs)
+    return model.state_dict()
 
 
 def to_diffusers(model: WorldModel, unread: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

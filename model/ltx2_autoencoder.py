@@ -1,25 +1,31 @@
-"""LTX-2's video autoencoder (128 channels, strides 8 x 32 x 32) through diffusers, as SANA-WM uses it."""
+"""LTX-2's video autoencoder (128 channels, strides 8 x 32 x 32) through diffusers, as SANA-WM uses it.
+
+A module, so that training runs treat it as any other autoencoder; it is given, and never trained here.
+"""
 
 from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKLLTX2Video
-from torch import Tensor
+from torch import Tensor, nn
+
+from worldline.model.autoencoder import RELEASED_WEIGHTS
 
 
-class Ltx2Autoencoder:
+class Ltx2Autoencoder(nn.Module):
     """The `vae` folder of a diffusers repository; latents are the posterior's mode, normalised by its own
     table.
     """
 
     def __init__(
         self,
-        path: str = "Efficient-Large-Model/SANA-WM_bidirectional-diffusers",
+        path: str = RELEASED_WEIGHTS,
         *,
         subfolder: str = "vae",
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        super().__init__()
         self.vae = AutoencoderKLLTX2Video.from_pretrained(path, subfolder=subfolder, torch_dtype=dtype).to(
             device
         )

@@ -18,17 +18,30 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from worldline.model.autoencoder import AutoencoderConfig, CausalAutoencoder
+from worldline.annotate.backends import load_backend
+from worldline.model.autoencoder import (
+    BACKENDS,
+    HOW_TO_INSTALL,
+    AutoencoderConfig,
+    CausalAutoencoder,
+    Ltx2Config,
+)
 from worldline.model.config import ModelConfig
 from worldline.model.lora import merged, with_lora
 from worldline.model.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
+from worldline.model.text import TextConfig, TextEncoder, text_encoder
 from worldline.model.world_model import WorldModel
+
+if TYPE_CHECKING:
+    from worldline.model.ltx2_autoencoder import Ltx2Autoencoder
+
+    AnyAutoencoder = CausalAutoencoder | PatchAutoencoder | Ltx2Autoencoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +50,7 @@ class Run:
 
     model: WorldModel | None
     """None in a run of the autoencoder stage."""
-    autoencoder: CausalAutoencoder | PatchAutoencoder
+    autoencoder: AnyAutoencoder
     config: dict[str, Any]
     """The whole `TrainConfig` as JSON values."""
     step: int
@@ -101,7 +114,8 @@ def load_run(run_dir: Path, step: int | None = None, *, use_ema: bool = True) ->
     """
     path, state = load_state(run_dir, step)
     config = state["config"]
-    autoencoder = new_autoencoder(built(AutoencoderConfig | PatchAutoencoderConfig, config["autoencoder"]))
+    kinds = AutoencoderConfig | PatchAutoencoderConfig | Ltx2Config
+    autoencoder = new_autoencoder(built(kinds, config["autoencoder"]))
     weights = state["ema"] if use_ema and state["ema"] is not None else state["model"]
     model = None
     if config["kind"] == "autoencoder":
@@ -114,8 +128,15 @@ def load_run(run_dir: Path, step: int | None = None, *, use_ema: bool = True) ->
         else:
             model.load_state_dict(weights)
         model.eval()
-        autoencoder.load_state_dict(state["autoencoder"])
+        take_autoencoder(autoencoder, state["autoencoder"])
     return Run(model=model, autoencoder=autoencoder.eval(), config=config, step=state["step"], path=path)
+
+
+def run_text(run: Run, device: str) -> TextEncoder:
+    """The text encoder that the run's model was trained with. Raises as `text_encoder`."""
+    assert run.model is not None
+    config = built(TextConfig, run.config.get("text", {}))
+    return text_encoder(config, channels=run.model.config.text_channels, device=device)
 
 
 def weights_key(module: nn.Module) -> str:
@@ -127,13 +148,29 @@ def weights_key(module: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def new_autoencoder(
-    config: AutoencoderConfig | PatchAutoencoderConfig,
-) -> CausalAutoencoder | PatchAutoencoder:
-    """The autoencoder of this config, not trained."""
+def new_autoencoder(config: AutoencoderConfig | PatchAutoencoderConfig | Ltx2Config) -> AnyAutoencoder:
+    """The autoencoder of this config, not trained; LTX-2's with its weights.
+
+    Raises ModuleNotFoundError naming the extra, OSError where LTX-2's weights are not found.
+    """
+    if isinstance(config, Ltx2Config):
+        made: AnyAutoencoder = load_backend("ltx2", BACKENDS, HOW_TO_INSTALL)(config.path)
+        return made
     if isinstance(config, PatchAutoencoderConfig):
         return PatchAutoencoder(config)
     return CausalAutoencoder(config)
+
+
+def autoencoder_weights(autoencoder: AnyAutoencoder) -> dict[str, Tensor] | None:
+    """What a checkpoint holds of the autoencoder; None of one whose weights are elsewhere."""
+    ours = isinstance(autoencoder, CausalAutoencoder | PatchAutoencoder)
+    return autoencoder.state_dict() if ours else None
+
+
+def take_autoencoder(autoencoder: AnyAutoencoder, weights: dict[str, Tensor] | None) -> None:
+    """Loads what `autoencoder_weights` gave."""
+    if weights is not None:
+        autoencoder.load_state_dict(weights)
 
 
 def plain(value: Any) -> Any:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from worldline.datasets.transforms import ViewConfig
-from worldline.model.autoencoder import AutoencoderConfig
+from worldline.model.autoencoder import AutoencoderConfig, Ltx2Config
 from worldline.model.config import ModelConfig, tiny
 from worldline.model.diffusion import FlowConfig
 from worldline.model.patch_autoencoder import PatchAutoencoderConfig
+from worldline.model.text import TextConfig
 
 KINDS = ("autoencoder", "flow", "refiner")
 
@@ -62,7 +63,8 @@ class TrainConfig:
     """Run folder; where it has a checkpoint of the same config, training goes on from it."""
     init_from: Path | None = None
     """Run folder of the stage before: the autoencoder's, or a model whose parameters of equal name and shape
-    are taken. A flow stage needs one, for its autoencoder."""
+    are taken. A flow stage needs one for its autoencoder, unless that is LTX-2's. Or the `transformer` folder of a
+    diffusers repository: SANA-WM's released weights."""
     kind: str = "flow"
     """"autoencoder", "flow" or "refiner", whose model runs a second time over the first stage's latents."""
     where: str = "TRUE"
@@ -70,9 +72,12 @@ class TrainConfig:
     decisions: Path | None = None
     """Table of `worldline decide`: its kept clips alone, as often as it weighs them."""
     model: ModelConfig = field(default_factory=tiny)
-    autoencoder: AutoencoderConfig | PatchAutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """Our causal one, which is trained, or principal components of patches, which are fitted to the first
-    `steps` batches."""
+    autoencoder: AutoencoderConfig | PatchAutoencoderConfig | Ltx2Config = field(
+        default_factory=AutoencoderConfig
+    )
+    """Our causal one, which is trained; principal components of patches, which are fitted to the first
+    `steps` batches; or LTX-2's, which is given."""
+    text: TextConfig = field(default_factory=TextConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     chunks: tuple[int, int] | None = None
@@ -120,7 +125,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r}: known are {KINDS}")
-        if self.kind != "autoencoder" and self.init_from is None:
+        is_given = isinstance(self.autoencoder, Ltx2Config)
+        if self.kind == "autoencoder" and is_given:
+            raise ValueError("LTX-2's autoencoder is given: begin with a flow stage")
+        if self.kind != "autoencoder" and self.init_from is None and not (is_given and self.kind == "flow"):
             raise ValueError(f"a {self.kind} stage needs --init-from, which has its autoencoder")
         if self.kind == "refiner" and (self.cached_latents or self.chunks is None or self.chunks[0] != 1):
             raise ValueError("a refiner reads frames, and its first chunk is the first frame: --chunks 1 N")

@@ -29,9 +29,8 @@ from worldline.model.diffusion import clean_from_velocity, flow_error, noised
 from worldline.model.distillation import draw_matching_sigmas, matching_loss, self_forced, teacher_path
 from worldline.model.rope import Grid
 from worldline.model.sampler import DISTILLED_SIGMAS
-from worldline.model.text import ByteText
 from worldline.model.world_model import WorldModel, conditions
-from worldline.train.checkpoint import Run, built, load_run, load_state, plain, save, steps_of
+from worldline.train.checkpoint import Run, built, load_run, load_state, plain, run_text, save, steps_of
 from worldline.train.config import TrainConfig
 from worldline.train.latent_encoder import autoencoder_key
 from worldline.train.objectives import latents_of
@@ -116,7 +115,7 @@ class Distiller:
         self.teacher = teacher.model.to(config.device).requires_grad_(False)
         self.student = student.model.to(config.device).train()
         self.critic = copy.deepcopy(self.teacher).requires_grad_(True).train()
-        self.text = ByteText(channels=self.student.config.text_channels)
+        self.text = run_text(student, config.device)
         self.is_amid_step = False
         """Whether one of the networks has taken this step and another has not."""
         # Without momentum, as usual where the loss changes under way.

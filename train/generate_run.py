@@ -35,9 +35,8 @@ from worldline.model.sampler import (
     sample_euler,
     with_guidance,
 )
-from worldline.model.text import ByteText
 from worldline.model.world_model import WorldModel, conditions
-from worldline.train.checkpoint import Run, load_run
+from worldline.train.checkpoint import Run, load_run, run_text
 from worldline.train.generate import GenerateConfig, Generated
 from worldline.train.latent_encoder import autoencoder_key
 from worldline.train.parallel import seeded_generator
@@ -73,7 +72,7 @@ class RunGenerator:
         chunks = run.config["chunks"]
         self.chunks: tuple[int, int] | None = None if chunks is None else (chunks[0], chunks[1])
         self.is_distilled = "distilled" in run.config
-        self.text = ByteText(channels=self.model.config.text_channels)
+        self.text = run_text(run, self.device)
         self.refiner = None if refiner is None else self._fitting(refiner)
         self.refiner_chunks = None if refiner is None else refiner.config["chunks"]
 
@@ -173,7 +172,8 @@ class RunGenerator:
         """Frames [n, H, W, 3] uint8, a chunk or window at a time, along a path that is asked for while it is made.
 
         Arguments and errors otherwise as in `stream`, which is this with a path that is known. Memory does not grow
-        with the length, in a chunk-causal run as long as its `AttentionSpan` has a window.
+        with the length, in a chunk-causal run as long as its `AttentionSpan` has a window; but LTX-2's autoencoder
+        decodes whole videos, so that a chunk-causal run with it yields its frames at the end.
         """
         if self.chunks is None:
             return self._windows(first_frame, intrinsics, next_poses, steps, seed, prompt, guidance)
@@ -257,18 +257,27 @@ class RunGenerator:
 
     def _decoded(self, chunks: Iterator[Tensor]) -> Iterator[np.ndarray]:
         tails: list[Tensor] | None = None
+        later: list[Tensor] = []
         while True:
             # Around the making of one chunk, so that it is not left switched on in whoever reads the frames.
             with self._mixed():
                 latents = next(chunks, None)
             if latents is None:
-                return
+                break
             latents = latents.float()
             if isinstance(self.autoencoder, CausalAutoencoder):
                 video, tails = self.autoencoder.decode_piece(latents, tails)
-            else:
+            elif self.autoencoder.time_stride == 1:
                 video = self.autoencoder.decode(latents)
+            else:  # looks ahead: decoded as a whole
+                later.append(latents)
+                continue
             yield to_pixels(video)[0]
+        if later:
+            sizes = [self.autoencoder.time_stride * latents.shape[2] for latents in later]
+            sizes[0] -= self.autoencoder.time_stride - 1  # the first latent frame is one frame
+            frames = to_pixels(self.autoencoder.decode(torch.cat(later, dim=2)))[0]
+            yield from np.split(frames, np.cumsum(sizes)[:-1])
 
     def _encoded(self, frames: np.ndarray) -> Tensor:
         return self.autoencoder.encode(from_pixels(frames[:, None], self.device))

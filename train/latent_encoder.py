@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldline.model.autoencoder import CausalAutoencoder, from_pixels
-from worldline.model.patch_autoencoder import PatchAutoencoder
 from worldline.train.checkpoint import weights_key
+
+if TYPE_CHECKING:
+    from worldline.train.checkpoint import AnyAutoencoder
 
 
 class LatentEncoder:
-    """A `PieceEncoder` (datasets/latents.py); pieces give what the whole clip gives, to rounding."""
+    """A `PieceEncoder` (datasets/latents.py); pieces give what the whole clip gives, to rounding.
 
-    def __init__(self, autoencoder: CausalAutoencoder | PatchAutoencoder, *, device: str, dtype: str) -> None:
+    LTX-2's autoencoder takes the clip as a whole.
+    """
+
+    def __init__(self, autoencoder: AnyAutoencoder, *, device: str, dtype: str) -> None:
         self._autoencoder = autoencoder.to(device).eval()
         self._device, self._dtype = device, np.dtype(dtype)
         self.time_stride = autoencoder.time_stride
@@ -25,7 +31,8 @@ class LatentEncoder:
     def __call__(self, pieces: Iterable[np.ndarray]) -> np.ndarray:
         found: list[np.ndarray] = []
         tails: list[Tensor] | None = None
-        for images in pieces:
+        is_by_piece = isinstance(self._autoencoder, CausalAutoencoder) or self.time_stride == 1
+        for images in pieces if is_by_piece else [np.concatenate(list(pieces))]:
             video = from_pixels(images[None], self._device)
             if isinstance(self._autoencoder, CausalAutoencoder):
                 latents, tails = self._autoencoder.encode_piece(video, tails)
@@ -35,6 +42,6 @@ class LatentEncoder:
         return np.concatenate(found, axis=1).astype(self._dtype)
 
 
-def autoencoder_key(autoencoder: CausalAutoencoder | PatchAutoencoder) -> str:
+def autoencoder_key(autoencoder: AnyAutoencoder) -> str:
     """32 hex digits that change with the autoencoder's kind or any weight."""
     return weights_key(autoencoder)

@@ -17,7 +17,7 @@ from worldline.model.diffusion import NoiseLevels, draw_levels, flow_error, nois
 from worldline.model.refiner import draw_sigmas
 from worldline.model.rope import Grid
 from worldline.model.sampler import SAMPLING_SHIFT, even_schedule, sample_euler
-from worldline.model.text import ByteText
+from worldline.model.text import text_encoder
 from worldline.model.world_model import WorldModel, conditions
 from worldline.train.checkpoint import load_run
 from worldline.train.config import TrainConfig
@@ -51,7 +51,7 @@ def _autoencoder_loss(config: TrainConfig, autoencoder: CausalAutoencoder) -> Lo
 
 
 def _flow_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder, ranks: Ranks) -> Loss:
-    text_encoder = ByteText(channels=config.model.text_channels)
+    encode_text = text_encoder(config.text, channels=config.model.text_channels, device=config.device)
 
     def loss(clips: ClipView, generators: Sequence[torch.Generator]) -> Tensor:
         clean = latents_of(clips, autoencoder, config.device)
@@ -60,7 +60,7 @@ def _flow_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder, ra
         chunks = chunk_causal(num_frames, first=first, rest=rest) if config.chunks else one_chunk(num_frames)
         drawn = [_draw(generator, clean.shape[1:], chunks, config) for generator in generators]
         captions = [(text or "") if d.keeps else "" for text, d in zip(clips.caption, drawn, strict=True)]
-        text, mask = (tensor.to(config.device) for tensor in text_encoder(captions))
+        text, mask = (tensor.to(config.device) for tensor in encode_text(captions))
         sigmas = torch.cat([d.levels.sigmas for d in drawn]).to(config.device)
         has_loss = torch.cat([d.levels.has_loss for d in drawn]).to(config.device)
         noise = torch.stack([d.noise for d in drawn]).to(config.device)
@@ -111,7 +111,8 @@ def _refiner_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder)
     if first_stage is None:
         raise ValueError(f"{config.init_from} has no model to refine the samples of")
     first_stage.to(config.device).requires_grad_(False)
-    text_encoder, refine = ByteText(channels=config.model.text_channels), config.refine
+    encode_text = text_encoder(config.text, channels=config.model.text_channels, device=config.device)
+    refine = config.refine
 
     def loss(clips: ClipView, generators: Sequence[torch.Generator]) -> Tensor:
         assert config.chunks is not None
@@ -122,7 +123,7 @@ def _refiner_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder)
         chunks = chunk_causal(num_frames, first=config.chunks[0], rest=config.chunks[1])
         grid = Grid(num_frames=num_frames, height=height, width=width)
         cameras = conditions(config.model, clips.first_from_cam.to(config.device), clips.intrinsics(), grid)
-        text, mask = (tensor.to(config.device) for tensor in text_encoder([""] * batch))
+        text, mask = (tensor.to(config.device) for tensor in encode_text([""] * batch))
         noises, sigmas, lows = [], [], []
         for k, generator in enumerate(generators):
             noises.append(torch.randn(2, *high.shape[1:], generator=generator))

@@ -13,7 +13,8 @@ import logging
 import math
 import sys
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import torch
@@ -32,10 +33,12 @@ from worldline.datasets.sample_order import OrderConfig
 from worldline.datasets.shard_index import select
 from worldline.datasets.transforms import ClipView, TrainingView, collate_views
 from worldline.model.autoencoder import CausalAutoencoder
+from worldline.model.exchange import released_weights
 from worldline.model.lora import with_lora
 from worldline.model.patch_autoencoder import PatchAutoencoder
 from worldline.model.world_model import WorldModel
 from worldline.train.checkpoint import (
+    autoencoder_weights,
     begin_checkpoint,
     finish_checkpoint,
     load_state,
@@ -43,6 +46,7 @@ from worldline.train.checkpoint import (
     plain,
     save,
     steps_of,
+    take_autoencoder,
     temporary_checkpoint,
 )
 from worldline.train.config import TrainConfig
@@ -62,6 +66,9 @@ from worldline.train.parallel import (
     wait_for_all,
     whole,
 )
+
+if TYPE_CHECKING:
+    from worldline.train.checkpoint import AnyAutoencoder
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +174,7 @@ def _write(
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
     ema: dict[str, Tensor] | None,
-    autoencoder: nn.Module,
+    autoencoder: AnyAutoencoder,
     loader: Loader,
     step: int,
 ) -> None:
@@ -177,7 +184,7 @@ def _write(
     state = {
         "model": {name: whole(value).cpu() for name, value in net.state_dict().items()},
         "ema": None if ema is None else {name: whole(value).cpu() for name, value in ema.items()},
-        "autoencoder": autoencoder.state_dict(),
+        "autoencoder": autoencoder_weights(autoencoder),
         "optimizer": None if config.parallel.shard else get_optimizer_state_dict(net, optimizer),
         "loader": loader.state_dict(),
         "step": step,
@@ -224,30 +231,39 @@ def take_weights(net: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     return sorted(set(own) - set(taken))
 
 
-def _networks(config: TrainConfig) -> tuple[nn.Module, CausalAutoencoder | PatchAutoencoder]:
+def _networks(config: TrainConfig) -> tuple[nn.Module, AnyAutoencoder]:
     """The network that is trained, and the autoencoder; the same object in the autoencoder stage."""
     torch.manual_seed(config.seed)
     autoencoder = new_autoencoder(config.autoencoder).to(config.device)
     net: nn.Module = autoencoder
     if config.kind != "autoencoder":
         net = WorldModel(config.model).to(config.device)
-    if config.init_from is None:
-        return net, autoencoder
-    _, state = load_state(config.init_from)
-    weights = state["model"] if state["ema"] is None else state["ema"]
-    if state["config"].get("refine", {}).get("lora_rank") and state["config"]["kind"] == "refiner":
-        raise ValueError(f"{config.init_from} is a refiner with adapters: begin from the run it began from")
-    if state["config"]["kind"] == "autoencoder":
-        autoencoder.load_state_dict(weights)
-    else:
-        autoencoder.load_state_dict(state["autoencoder"])
-        if config.kind != "autoencoder":
-            logger.info("fresh parameters: %s", take_weights(net, weights))
+    if config.init_from is not None:
+        _take_earlier(config, config.init_from, net, autoencoder)
     if isinstance(net, WorldModel):
         autoencoder.eval().requires_grad_(False)
         if config.kind == "refiner" and config.refine.lora_rank:
             net = with_lora(net, config.refine.lora_rank).to(config.device)
     return net, autoencoder
+
+
+def _take_earlier(config: TrainConfig, earlier: Path, net: nn.Module, autoencoder: AnyAutoencoder) -> None:
+    """The weights of an earlier run, or of a released model."""
+    if (earlier / "config.json").exists() and not steps_of(earlier):
+        if config.kind != "flow":
+            raise ValueError(f"{earlier} is no run: only a flow stage begins from released weights")
+        logger.info("fresh parameters: %s", take_weights(net, released_weights(earlier)))
+        return
+    _, state = load_state(earlier)
+    weights = state["model"] if state["ema"] is None else state["ema"]
+    if state["config"].get("refine", {}).get("lora_rank") and state["config"]["kind"] == "refiner":
+        raise ValueError(f"{earlier} is a refiner with adapters: begin from the run it began from")
+    if state["config"]["kind"] == "autoencoder":
+        autoencoder.load_state_dict(weights)
+        return
+    take_autoencoder(autoencoder, state["autoencoder"])
+    if config.kind != "autoencoder":
+        logger.info("fresh parameters: %s", take_weights(net, weights))
 
 
 def _groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -278,7 +294,7 @@ def open_loader(config: TrainConfig, ranks: Ranks | None = None) -> Loader:
     return loader.map(TrainingView(config.view))
 
 
-def _check_latents(config: TrainConfig, autoencoder: CausalAutoencoder | PatchAutoencoder) -> None:
+def _check_latents(config: TrainConfig, autoencoder: AnyAutoencoder) -> None:
     """ValueError where the shards' latents are those of another autoencoder; a warning where nobody knows."""
     with fsspec.open(f"{config.shards}/shards.json", "rb") as file:
         made = json.load(file).get("latents")
