@@ -255,6 +255,7 @@ class SampleReader:
     def _sample(self, position: int, number: int, parts: dict[str, memoryview] | ClipRejected) -> Any:
         self._num_read += 1
         replaced: list[str] = []
+        reasons: set[str] = set()
         for attempt in range(1, self._config.max_replacements + 1):
             clip_id, shard = self._selection.records[number].item()[:2]
             key = clip_id.decode()
@@ -264,11 +265,12 @@ class SampleReader:
                 return self._made(position, key, shard, parts, tuple(replaced))
             except ClipRejected as rejection:
                 replaced.append(key)
+                reasons.add(str(rejection))
                 self._record(position, shard, key, rejection)
                 number = self._order.replacement(position, attempt)
                 parts = self._fetch(np.array([number]))[0]
         raise RuntimeError(
-            f"position {position}: none of {replaced} can be used; see the log of replaced samples"
+            f"position {position}: none of {sorted(set(replaced))} can be used: {'; '.join(sorted(reasons))}"
         )
 
     def _made(

@@ -108,7 +108,7 @@ def main(config: RecipeConfig) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if config.quick:
         place = dataclasses.replace(
-            config.place, videos=min(1, config.place.videos), num_frames=64, test_starts=2
+            config.place, videos=min(1, config.place.videos), num_frames=72, test_starts=2
         )
         config = dataclasses.replace(config, place=place, steps=4, noise_seeds=1)
     config.out.mkdir(parents=True, exist_ok=True)

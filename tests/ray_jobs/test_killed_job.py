@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from worldline.datasets.commit_log import broken_units, commits
 from worldline.ray_jobs.stages import Limits
@@ -59,9 +60,12 @@ def test_dying_and_hanging_workers_cost_only_their_own_scene(
     }
 
 
-def _start_driver(jobs: Any, videos: Path, out: Path) -> subprocess.Popen[str]:
+def _start_driver(jobs: Any, videos: Path, out: Path, address: str | None = None) -> subprocess.Popen[str]:
+    """With a Ray of its own, or on the cluster at `address`."""
+    command = [sys.executable, str(jobs.SCRIPT), str(videos), "--out", str(out)]
+    cluster = [] if address is None else ["--run.address", address]
     return subprocess.Popen(
-        [sys.executable, str(jobs.SCRIPT), str(videos), "--out", str(out), "--run.assemble-every-s", "0.5"],
+        [*command, "--run.assemble-every-s", "0.5", *cluster],
         env=jobs.ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -80,7 +84,10 @@ def _wait_for(driver: subprocess.Popen[str], out: Path, pattern: str, count: int
 
 
 def test_a_killed_driver_is_taken_up_where_it_died(tmp_path: Path, jobs: Any, local_ray: None) -> None:
-    """SIGKILL while scanning, while annotating, while assembling; Ctrl-C; then a run to the end."""
+    """SIGKILL while scanning, while annotating, while assembling; Ctrl-C; then a run to the end.
+
+    The first driver has a Ray of its own, the others join the cluster, which outlives them.
+    """
     videos = jobs.write(
         tmp_path / "v",
         a=", ".join(["sleep 0.3"] * 10),
@@ -88,17 +95,18 @@ def test_a_killed_driver_is_taken_up_where_it_died(tmp_path: Path, jobs: Any, lo
         c=", ".join(["sleep 0.5"] * 10),
     )
     out = tmp_path / "out"
+    cluster = ray.get_runtime_context().gcs_address
     stages = [
-        ("stages/videos/*/*/scan.*", 1, signal.SIGKILL),
-        ("stages/videos/*/*/clip.*", 5, signal.SIGKILL),
-        ("trajectories/*.parquet", 1, signal.SIGKILL),
-        ("stages/videos/*/*/clip.*", 1, signal.SIGINT),
+        ("stages/videos/*/*/scan.*", 1, signal.SIGKILL, None),
+        ("stages/videos/*/*/clip.*", 5, signal.SIGKILL, cluster),
+        ("trajectories/*.parquet", 1, signal.SIGKILL, cluster),
+        ("stages/videos/*/*/clip.*", 1, signal.SIGINT, cluster),
     ]
-    for pattern, num_new, number in stages:
+    for pattern, num_new, number, address in stages:
         if pattern.startswith("trajectories"):
             shutil.rmtree(out / "trajectories", ignore_errors=True)  # the next assembly has all to write
         num_runs = len(list(out.glob("runs/*/config.json")))
-        driver = _start_driver(jobs, videos, out)
+        driver = _start_driver(jobs, videos, out, address)
         # Workers of the driver before may outlive it for a moment: count from when the new one is at work.
         _wait_for(driver, out, "runs/*/config.json", num_runs + 1)
         _wait_for(driver, out, pattern, len(list(out.glob(pattern))) + num_new)
@@ -111,7 +119,7 @@ def test_a_killed_driver_is_taken_up_where_it_died(tmp_path: Path, jobs: Any, lo
             os.kill(driver.pid, number)
             driver.wait()
         assert broken_units(out) == []
-    driver = _start_driver(jobs, videos, out)
+    driver = _start_driver(jobs, videos, out, cluster)
     text, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, text
     assert "rows in = rows out" in text
