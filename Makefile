@@ -35,12 +35,13 @@ variants: recipe
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-# Tests that start Ray wait more than they work: two at a time, and apart from those that need the cores.
+# Tests that start Ray wait more than they work: three at a time, apart from those that need the cores, and in the order
+# of their files, of which the longest come early.
 ON_RAY = tests/ray_jobs tests/test_cli.py
 
 test: lint
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ON_RAY))
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ON_RAY)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ON_RAY)
 
 check: test
 

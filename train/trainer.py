@@ -340,7 +340,7 @@ def _refuse_other(config: TrainConfig, state: dict[str, Any]) -> None:
     free = {"out", "device", "cpu_threads", "num_workers", "checkpoint_every", "log_every", "parallel"}
     if config.kind != "refiner":
         free.add("refine")
-    if changed := [name for name in now if name not in free and now[name] != then.get(name)]:
+    if changed := [name for name in then if name not in free and now.get(name) != then[name]]:
         raise ValueError(f"{config.out} was trained with another {', '.join(changed)}; give another --out")
 
 
