@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from worldline.annotate.backends import load_backend
 
 BACKENDS = {
     "bytes": "worldline.model.text:ByteText",
@@ -50,24 +48,6 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ValueError(f"text encoder {self.backend!r}: known are {', '.join(BACKENDS)}")
-
-
-def text_encoder(config: TextConfig, *, channels: int, device: str) -> TextEncoder:
-    """The encoder for a model that reads `channels`.
-
-    Raises ValueError where it has others, ModuleNotFoundError naming the extra that brings a missing package.
-    """
-    if config.backend == "bytes":
-        return ByteText(channels=channels)
-    options: dict[str, Any] = {"device": device}
-    if config.path is not None:
-        options["path"] = config.path
-    if config.backend == "gemma2":
-        options["prefix"] = config.prefix
-    made: TextEncoder = load_backend(config.backend, BACKENDS, HOW_TO_INSTALL)(**options)
-    if made.channels != channels:
-        raise ValueError(f"{config.backend} has {made.channels} channels, the model reads {channels}")
-    return made
 
 
 class ByteText:

@@ -35,7 +35,6 @@ from worldline.model.autoencoder import (
 from worldline.model.config import ModelConfig
 from worldline.model.lora import merged, with_lora
 from worldline.model.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
-from worldline.model.text import TextConfig, TextEncoder, text_encoder
 from worldline.model.world_model import WorldModel
 
 if TYPE_CHECKING:
@@ -132,13 +131,6 @@ def load_run(run_dir: Path, step: int | None = None, *, use_ema: bool = True) ->
     return Run(model=model, autoencoder=autoencoder.eval(), config=config, step=state["step"], path=path)
 
 
-def run_text(run: Run, device: str) -> TextEncoder:
-    """The text encoder that the run's model was trained with. Raises as `text_encoder`."""
-    assert run.model is not None
-    config = built(TextConfig, run.config.get("text", {}))
-    return text_encoder(config, channels=run.model.config.text_channels, device=device)
-
-
 def weights_key(module: nn.Module) -> str:
     """32 hex digits that change with the module's kind or any weight."""
     digest = hashlib.sha256(type(module).__name__.encode())
@@ -151,7 +143,7 @@ def weights_key(module: nn.Module) -> str:
 def new_autoencoder(config: AutoencoderConfig | PatchAutoencoderConfig | Ltx2Config) -> AnyAutoencoder:
     """The autoencoder of this config, not trained; LTX-2's with its weights.
 
-    Raises ModuleNotFoundError naming the extra, OSError where LTX-2's weights are not found.
+    Raises MissingBackend naming the extra, OSError where LTX-2's weights are not found.
     """
     if isinstance(config, Ltx2Config):
         made: AnyAutoencoder = load_backend("ltx2", BACKENDS, HOW_TO_INSTALL)(config.path)

@@ -30,11 +30,12 @@ from worldline.model.distillation import draw_matching_sigmas, matching_loss, se
 from worldline.model.rope import Grid
 from worldline.model.sampler import DISTILLED_SIGMAS
 from worldline.model.world_model import WorldModel, conditions
-from worldline.train.checkpoint import Run, built, load_run, load_state, plain, run_text, save, steps_of
+from worldline.train.checkpoint import Run, built, load_run, load_state, plain, save, steps_of
 from worldline.train.config import TrainConfig
 from worldline.train.latent_encoder import autoencoder_key
 from worldline.train.objectives import latents_of
 from worldline.train.parallel import seeded_generator
+from worldline.train.text import run_text
 from worldline.train.trainer import NotFinite, open_loader
 
 logger = logging.getLogger(__name__)

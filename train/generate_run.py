@@ -36,10 +36,11 @@ from worldline.model.sampler import (
     with_guidance,
 )
 from worldline.model.world_model import WorldModel, conditions
-from worldline.train.checkpoint import Run, load_run, run_text
+from worldline.train.checkpoint import Run, load_run
 from worldline.train.generate import GenerateConfig, Generated
 from worldline.train.latent_encoder import autoencoder_key
 from worldline.train.parallel import seeded_generator
+from worldline.train.text import run_text
 
 NextPoses = Callable[[int], Sequence[np.ndarray]]
 """Asked for the poses first_from_cam [3, 4] of the next n frames, the first of all the identity; fewer than n end the

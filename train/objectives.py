@@ -17,11 +17,11 @@ from worldline.model.diffusion import NoiseLevels, draw_levels, flow_error, nois
 from worldline.model.refiner import draw_sigmas
 from worldline.model.rope import Grid
 from worldline.model.sampler import SAMPLING_SHIFT, even_schedule, sample_euler
-from worldline.model.text import text_encoder
 from worldline.model.world_model import WorldModel, conditions
 from worldline.train.checkpoint import load_run
 from worldline.train.config import TrainConfig
 from worldline.train.parallel import ClipShare, Ranks
+from worldline.train.text import text_encoder
 
 Loss = Callable[[ClipView, Sequence[torch.Generator]], Tensor]
 """Clips and a source of noise for each in, the mean of their losses out."""
