@@ -14,17 +14,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 
+from worldline.annotate.camera import Intrinsics
 from worldline.datasets.commit_log import replace_file
 from worldline.datasets.schema import MissingBackend
 from worldline.datasets.synthetic_places import RenderedPlace
 from worldline.evaluate.benchmark_paths import POSES_PER_S, BenchmarkPath, make_path, splits
-from worldline.evaluate.following import bootstrap, psnr_db, ssim
+from worldline.evaluate.following import bootstrap, psnr_db, ssim, static_camera
 from worldline.evaluate.page import film_strips, page_html, write_page
+from worldline.evaluate.recovered import RecoveredPath, disagreement, recover_path, score_path
 from worldline.filters.piqe import piqe
 from worldline.train.checkpoint import load_run, weights_key
 from worldline.train.generate import write_video
@@ -57,6 +59,9 @@ class BenchmarkConfig:
     steps: int = 6
     """Denoising steps."""
     seed: int = 0
+    engines: tuple[Literal["worldline", "pycolmap"], ...] = ("worldline",)
+    """What tells the path from the frames (evaluate/recovered.py); with both, their disagreement too. pycolmap takes
+    minutes a video."""
 
     def __post_init__(self) -> None:
         splits(self.split)
@@ -81,7 +86,9 @@ def main(config: BenchmarkConfig) -> int:
         "PSNR and SSIM against the true render of the commanded path, without the given first frame. Revisits: the"
         " later frame of a pair against the earlier one, for pairs that show nearly the same. Drift: PIQE (0 best,"
         " 100 worst) of the last ten seconds minus that of the first.",
-        "Camera errors from recovered poses are not in this table.",
+        "Camera errors: paths told from the frames by the named engine, after Sim(3) with the commanded path, and as they"
+        " are for the standing camera; over videos whose path could be told, with their share. The truth's row is the"
+        " engine's own error.",
     ]
     strips = cv2.imread(str(config.out / "strips.png"))
     pictures = {} if strips is None else {"Every ten seconds: generated and true": strips[..., ::-1]}
@@ -102,7 +109,7 @@ def measured(config: BenchmarkConfig, generator: RunGenerator) -> Iterator[dict[
     """A row a path; those on disk are not made again. Raises ValueError for rows of another run or setting."""
     config.out.mkdir(parents=True, exist_ok=True)
     key = {"weights": weights_key(generator.model), "steps": config.steps, "seed": config.seed}
-    key |= {"seconds": config.seconds, "fov_x_deg": config.fov_x_deg}
+    key |= {"seconds": config.seconds, "fov_x_deg": config.fov_x_deg, "engines": list(config.engines)}
     templates, started_s, made = splits(config.split), time.monotonic(), 0
     for k in range(config.scenes):
         room = config.first_scene + k
@@ -166,6 +173,9 @@ def _made(
     }
     for name, video in (("run", made), (STILL, still), (TRUTH, truth)):
         row |= {f"{name}: {what}": value for what, value in scores(video, truth, pairs, fps).items()}
+        is_still = name == STILL
+        found = camera_errors(None if is_still else video, place.camera, poses, fps, config.engines)
+        row |= {f"{name}: {what}": value for what, value in found.items()}
     strips = config.out / "strips.png"
     if not strips.exists():
         at = np.arange(0, len(made), max(1, round(WINDOW_S * fps)))
@@ -200,6 +210,38 @@ def scores(
     return found
 
 
+def camera_errors(
+    video: np.ndarray | None,
+    intrinsics: Intrinsics,
+    commanded: np.ndarray,
+    fps: float,
+    engines: tuple[str, ...],
+) -> dict[str, float | str | None]:
+    """Of the path told from a video [F, H, W, 3] against the commanded one [F, 3, 4]; a resting camera without a video.
+
+    Figures are None where an engine cannot tell the path, and its outcome says why.
+    """
+    found: dict[str, float | str | None] = {}
+    paths = []
+    for engine in engines:
+        if video is None:
+            path = RecoveredPath("ok", static_camera(len(commanded)))
+        else:
+            path = recover_path(video, intrinsics, fps=fps, engine=engine)
+        paths.append(path)
+        score = score_path(path, commanded)
+        found[f"{engine}: outcome"] = path.outcome
+        found[f"{engine}: share told"] = float(score is not None)
+        found[f"{engine}: RotErr, deg"] = score and score.aligned.rotation_deg
+        found[f"{engine}: TransErr, m"] = score and score.aligned.translation
+        found[f"{engine}: CamMC"] = score and score.aligned.cam_mc
+    if len(paths) == 2 and video is not None:
+        apart = disagreement(*paths)
+        found["engines apart, deg"] = apart and apart.aligned.rotation_deg
+        found["engines apart, in the second's unit"] = apart and apart.aligned.translation
+    return found
+
+
 def _piqe(frames: np.ndarray) -> list[float]:
     chosen = frames[:: max(1, len(frames) // 4)]
     return [piqe(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)) for frame in chosen]
@@ -214,7 +256,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name in ("run", STILL, TRUTH):
             line: dict[str, Any] = {"split": split, "video": name, "paths": len(chosen)}
             for key in (key for key in chosen[0] if key.startswith(f"{name}: ")):
-                line[key.removeprefix(f"{name}: ")] = _interval(chosen, key)
+                if not key.endswith("outcome"):
+                    line[key.removeprefix(f"{name}: ")] = _interval(chosen, key)
             table.append(line)
     return table
 

@@ -66,7 +66,8 @@ class GenerateConfig:
     run: Path | None = None
     """Folder of one of our own training runs, which then makes the video at the size it was trained with."""
     refine: Path | None = None
-    """Folder of a refiner's run, which goes over the latents of `run` once more."""
+    """Folder of a refiner's run, which goes over the latents of `run` once more; with the backend diffusers the folder
+    of a SanaWMLTX2Refiner, whose video begins with the second pose."""
     model: str = RELEASE
     """Repository or folder of the weights, without `run`."""
     num_frames: int | None = None
@@ -102,8 +103,8 @@ class GenerateConfig:
         known = ("bfloat16", "float32") + (("fp8", "nvfp4") if self.run is not None else ())
         if self.dtype not in (None, *known):
             raise ValueError(f"dtype {self.dtype!r}: known are {', '.join(known)}")
-        if (self.backend == "run" or self.refine is not None) and self.run is None:
-            raise ValueError("the backend run, and a refiner, need --run FOLDER")
+        if self.backend == "run" and self.run is None:
+            raise ValueError("the backend run needs --run FOLDER")
         for name in ("num_frames", "height", "width", "fps", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,25 +1,32 @@
-"""Video generation with the released SANA-WM: diffusers' SanaWMPipeline behind our `Generator`."""
+"""Video generation with the released SANA-WM: diffusers' SanaWMPipeline, and its refiner, behind our `Generator`."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from diffusers import SanaWMPipeline
+from diffusers import SanaWMLTX2Refiner, SanaWMPipeline
 from PIL import Image
 
 from worldline.train.generate import GenerateConfig, Generated
 
 
 class DiffusersGenerator:
-    """A SanaWMPipeline folder or repository, with the parts moved to the device only while they work."""
+    """A SanaWMPipeline folder or repository, with the parts moved to the device only while they work.
+
+    `GenerateConfig.refine` names the folder or repository of a SanaWMLTX2Refiner, which goes over the latents in blocks
+    of three with a bounded window. It leaves out the first frame, which is given.
+    """
 
     def __init__(self, model: str, *, device: str, dtype: str) -> None:
-        self.device = device
-        self.pipeline = SanaWMPipeline.from_pretrained(model, torch_dtype=getattr(torch, dtype))
-        if device.startswith("cuda"):
-            self.pipeline.enable_model_cpu_offload(device=device)
+        self.device, self.dtype = device, getattr(torch, dtype)
+        self.pipeline = SanaWMPipeline.from_pretrained(model, torch_dtype=self.dtype)
+        self._place(self.pipeline)
+
+    def _place(self, pipeline: SanaWMPipeline | SanaWMLTX2Refiner) -> None:
+        if self.device.startswith("cuda"):
+            pipeline.enable_model_cpu_offload(device=self.device)
         else:
-            self.pipeline.to(device)
+            pipeline.to(self.device)
 
     def __call__(
         self,
@@ -43,9 +50,21 @@ class DiffusersGenerator:
             num_inference_steps=config.steps,
             guidance_scale=5.0 if config.guidance is None else config.guidance,
             generator=torch.Generator("cpu").manual_seed(config.seed),
-            output_type="np",
+            output_type="np" if config.refine is None else "latent",
         )
-        frames = np.clip(np.rint(255 * np.asarray(output.frames)), 0, 255).astype(np.uint8)
-        return Generated(
-            frames=frames, world_from_cam=np.asarray(output.c2w)[:, :3], fps=config.fps, how="one pass"
+        made, path, how = output.frames, np.asarray(output.c2w)[:, :3], "one pass"
+        if config.refine is not None:
+            made = self._refined(config, made)
+            # Its poses go on from the given frame, which is not among them.
+            path, how = path[-len(made) :], "one pass, refined"
+        frames = np.clip(np.rint(255 * np.asarray(made)), 0, 255).astype(np.uint8)
+        return Generated(frames=frames, world_from_cam=path, fps=config.fps, how=how)
+
+    def _refined(self, config: GenerateConfig, latents: torch.Tensor) -> np.ndarray:
+        """Frames [F - 1, H, W, 3] in [0, 1]."""
+        refiner = SanaWMLTX2Refiner.from_pretrained(
+            str(config.refine), torch_dtype=self.dtype, vae=self.pipeline.vae
         )
+        self._place(refiner)
+        generator = torch.Generator("cpu").manual_seed(config.seed)
+        return np.asarray(refiner(latents, config.prompt, fps=float(config.fps), generator=generator))

@@ -134,6 +134,68 @@ def test_released_pipeline_from_disk_to_video(tmp_path, image, poses, capsys):
     assert (tmp_path / "again.mp4").read_bytes() == config.out.read_bytes()  # the seed decides
 
 
+def save_refiner(folder):
+    """SanaWMLTX2Refiner of small random parts, without the autoencoder, which is the pipeline's."""
+    import diffusers
+    import tokenizers
+    import transformers
+    from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+
+    torch.manual_seed(1)
+    words = {"<pad>": 0, "<bos>": 1, "<unk>": 2, "room": 3}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.GemmaTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>")
+    text = transformers.Gemma3TextConfig(
+        vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    encoder = transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    )
+    connectors = LTX2TextConnectors(
+        caption_channels=16, text_proj_in_factor=2, video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=8, video_connector_num_layers=1, video_connector_num_learnable_registers=8,
+        audio_connector_num_attention_heads=2, audio_connector_attention_head_dim=8, audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=8,
+    )  # fmt: skip
+    transformer = diffusers.SanaWMLTX2RefinerTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
+        audio_in_channels=8, audio_out_channels=8, audio_num_attention_heads=2, audio_attention_head_dim=8,
+        audio_cross_attention_dim=16, num_layers=1, caption_channels=16,
+    )  # fmt: skip
+    diffusers.SanaWMLTX2Refiner(
+        transformer=transformer,
+        connectors=connectors,
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0),
+        text_max_sequence_length=8,
+    ).save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_released_refiner_goes_over_the_latents(tmp_path, image, poses):
+    save_pipeline(tmp_path / "model")
+    save_refiner(tmp_path / "refiner")
+    config = GenerateConfig(
+        image=image, out=tmp_path / "plain.mp4", prompt="room", poses=poses, fov_deg=60,
+        model=str(tmp_path / "model"), height=64, width=96, steps=1, device="cpu", dtype="float32",
+    )  # fmt: skip
+    assert main(config) == 0
+    refined = dataclasses.replace(config, out=tmp_path / "refined.mp4", refine=tmp_path / "refiner")
+    assert main(refined) == 0
+    assert refined.out.read_bytes() != config.out.read_bytes()
+    with av.open(str(refined.out)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 8
+    path = np.load(refined.out.with_suffix(".npy"))
+    np.testing.assert_allclose(path, np.load(poses)[1:9, :3], rtol=0, atol=1e-6)
+    assert json.loads(refined.out.with_suffix(".json").read_text())["how"] == "one pass, refined"
+
+
 def test_inputs_are_read_and_checked(tmp_path, image, poses):
     pixels = read_image(image)
     assert pixels.shape == (48, 96, 3)
