@@ -8,7 +8,7 @@ of Torr, GRIC, 1998: the simpler model must be refuted by the residuals).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -117,10 +117,10 @@ def is_planar(points: np.ndarray, centre: np.ndarray, config: DegeneracyConfig) 
 
 
 def fit_rotation(
-    tracks: Tracks, focal_guesses_px: list[float], *, max_keyframes: int = 14
+    tracks: Tracks, focal_guesses_px: list[float], *, max_keyframes: int = 14, known_focal: bool = False
 ) -> RotationFit | None:
     """Fits a purely turning camera to at most `max_keyframes` keyframes; None where too few points connect
-    them."""
+    them. With `known_focal` the guess is the focal length of all frames, else each may zoom."""
     kf_idx, track_idx, xy = keyframe_observations(tracks)
     num_kf = len(tracks.keyframes)
     chosen = np.unique(np.linspace(0, num_kf - 1, min(num_kf, max_keyframes)).round().astype(int))
@@ -136,7 +136,7 @@ def fit_rotation(
     kf_idx, track_idx, xy = kf_idx[rows], track_idx[rows], xy[rows]
     best: RotationFit | None = None
     for focal in focal_guesses_px:
-        fit = _fit_rotation(tracks, chosen, kf_idx, track_idx, xy, focal)
+        fit = _fit_rotation(tracks, chosen, kf_idx, track_idx, xy, focal, known_focal)
         if fit is not None and (best is None or fit.median_px < best.median_px):
             best = fit
         if best is not None and best.inlier_share < _HOPELESS:
@@ -162,6 +162,7 @@ def _fit_rotation(
     track_idx: np.ndarray,
     xy: np.ndarray,
     focal: float,
+    known_focal: bool,
 ) -> RotationFit | None:
     intrinsics = Intrinsics(
         fxfycxcy_px=np.array([focal, focal, tracks.width / 2, tracks.height / 2]),
@@ -179,7 +180,10 @@ def _fit_rotation(
             known = at[np.isfinite(direction[track_idx[at], 0])]
             if len(known) < 12:
                 return None
-            rotation[kf], zoom[kf] = _align_zoomed(rays[known], direction[track_idx[known]])
+            if known_focal:
+                rotation[kf] = _align_rays(rays[known], direction[track_idx[known]])
+            else:
+                rotation[kf], zoom[kf] = _align_zoomed(rays[known], direction[track_idx[known]])
             at_focal = rays[at] * [1 / zoom[kf], 1 / zoom[kf], 1]
             rays[at] = at_focal / np.linalg.norm(at_focal, axis=1, keepdims=True)
         fresh = at[~np.isfinite(direction[track_idx[at], 0])]
@@ -195,16 +199,14 @@ def _fit_rotation(
         centre_px=np.array([tracks.width / 2, tracks.height / 2]),
         sigma_px=0.5,
     )
-    config = BundleConfig(free_translation=False, free_focal=True, max_iterations=8, relative_tolerance=1e-3)
-    bundle = adjust(bundle, config)
     config = BundleConfig(
-        free_translation=False,
-        free_camera_focal=True,
-        focal_step_sigma=0.1,
-        max_iterations=8,
-        relative_tolerance=1e-3,
+        free_translation=False, free_focal=not known_focal, max_iterations=8, relative_tolerance=1e-3
     )
     bundle = adjust(bundle, config)
+    if not known_focal:
+        bundle = adjust(
+            bundle, replace(config, free_focal=False, free_camera_focal=True, focal_step_sigma=0.1)
+        )
     error = reprojection_errors(bundle)
     limit = 3 * 0.6 * max(tracks.width, tracks.height) / 640
     return RotationFit(

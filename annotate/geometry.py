@@ -105,7 +105,7 @@ def estimate_geometry(
     else:
         guesses = [share * longer for share in config.mapping.focal_guesses]
     tracks = without(tracks, find_moving(tracks, config.moving))
-    turning = fit_rotation(tracks, guesses)
+    turning = fit_rotation(tracks, guesses, known_focal=known is not None)
     if turning is not None and not may_only_turn(turning, tracks, config.degeneracy):
         turning = None
     # Of several starts one may well grow into a map of what moves before a camera that rests.

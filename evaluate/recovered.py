@@ -90,7 +90,7 @@ def _by_worldline(frames: np.ndarray, intrinsics: Intrinsics, fps: float) -> Rec
         return RecoveredPath(str(rejection))
     if geometry.reconstruction is None:
         return RecoveredPath(geometry.degeneracy)
-    return RecoveredPath(geometry.degeneracy, geometry.reconstruction.world_from_cam)
+    return RecoveredPath(geometry.degeneracy, invert(geometry.reconstruction.cam_from_world))
 
 
 def _by_pycolmap(frames: np.ndarray, intrinsics: Intrinsics, fps: float) -> RecoveredPath:

@@ -232,13 +232,17 @@ def camera_errors(
         score = score_path(path, commanded)
         found[f"{engine}: outcome"] = path.outcome
         found[f"{engine}: share told"] = float(score is not None)
-        found[f"{engine}: RotErr, deg"] = score and score.aligned.rotation_deg
-        found[f"{engine}: TransErr, m"] = score and score.aligned.translation
-        found[f"{engine}: CamMC"] = score and score.aligned.cam_mc
+        figures = None if score is None else score.aligned
+        found[f"{engine}: RotErr without a fit, deg"] = (
+            None if score is None else score.unaligned.rotation_deg
+        )
+        found[f"{engine}: RotErr, deg"] = None if figures is None else figures.rotation_deg
+        found[f"{engine}: TransErr, m"] = None if figures is None else figures.translation
+        found[f"{engine}: CamMC"] = None if figures is None else figures.cam_mc
     if len(paths) == 2 and video is not None:
         apart = disagreement(*paths)
-        found["engines apart, deg"] = apart and apart.aligned.rotation_deg
-        found["engines apart, in the second's unit"] = apart and apart.aligned.translation
+        found["engines apart, deg"] = None if apart is None else apart.aligned.rotation_deg
+        found["engines apart, in the second's unit"] = None if apart is None else apart.aligned.translation
     return found
 
 

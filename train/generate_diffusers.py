@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import SanaWMLTX2Refiner, SanaWMPipeline
@@ -22,7 +24,7 @@ class DiffusersGenerator:
         self.pipeline = SanaWMPipeline.from_pretrained(model, torch_dtype=self.dtype)
         self._place(self.pipeline)
 
-    def _place(self, pipeline: SanaWMPipeline | SanaWMLTX2Refiner) -> None:
+    def _place(self, pipeline: Any) -> None:
         if self.device.startswith("cuda"):
             pipeline.enable_model_cpu_offload(device=self.device)
         else:

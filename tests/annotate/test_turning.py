@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from worldline.annotate.camera import Intrinsics, project, rotation_from_rotvec, transform
-from worldline.annotate.degeneracy import DegeneracyConfig, fit_rotation, is_zooming
+from worldline.annotate.degeneracy import DegeneracyConfig, fit_rotation, is_explained, is_zooming
 from worldline.annotate.mapper import MappingConfig
 from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.moving import MovingConfig, find_moving
@@ -126,6 +126,21 @@ def test_share_of_all_tracks_that_turning_explains() -> None:
         assert fit is not None
         # Some near points stay in sight for a keyframe or two only and then agree with anything.
         assert explained_share(fit, tracks, config) == pytest.approx(expected, abs=0.05)
+
+
+def test_a_known_focal_length_does_not_zoom() -> None:
+    far = _cloud(250, 400.0, 500.0)
+    fit = fit_rotation(_tracks(REST, SWEEP, far), [500.0], known_focal=True)
+    assert fit is not None
+    assert is_explained(fit, _tracks(REST, SWEEP, far), DegeneracyConfig())
+    assert (fit.focal_px == 500.0).all()
+    # Steps ahead look like a zoom to a lens that may zoom, and like nothing to one that may not.
+    ahead = _tracks(WALK[:, [1, 2, 0]], SWEEP * 0.0, _cloud(250, 8.0, 9.0))
+    for known in (True, False):
+        fit = fit_rotation(ahead, [500.0], known_focal=known)
+        assert fit is not None
+        assert is_explained(fit, ahead, DegeneracyConfig()) != known
+        assert is_zooming(fit, DegeneracyConfig()) != known
 
 
 @pytest.mark.slow

@@ -35,7 +35,8 @@ def test_the_path_of_a_true_render_is_told(video, engine: str) -> None:
     score = score_path(found, path)
     assert score is not None
     reach_m = np.ptp(path[:, :, 3], axis=0).max()
-    assert score.aligned.rotation_deg < 0.5
+    # A nearly straight path leaves the aligning rotation open; relative to the first frame nothing is.
+    assert score.unaligned.rotation_deg < 0.5
     assert score.aligned.translation < 0.03 * reach_m
     # A third of the path's poses missing: too few to score.
     poses = np.array(found.world_from_cam)
