@@ -257,6 +257,26 @@ def layer_errors(
     ]
 
 
+def checked(
+    model: _M, quantized: _M, config: QuantizeConfig, run: Callable[[nn.Module], Tensor], *, limit: float
+) -> _M:
+    """The quantised model, if its output on what `run` calls it with is within `limit` of the true one's norm.
+
+    Else ValueError, which names the layers that lose the most.
+    """
+    with torch.no_grad():
+        error = relative_error(run(quantized), run(model))
+    logger.info("%s: output %.1f %% off", config.format, 100 * error)
+    if error > limit:
+        worst = sorted(layer_errors(model, config, run), key=lambda layer: -layer.output)[:3]
+        named = ", ".join(f"{layer.name} ({layer.output:.0%})" for layer in worst)
+        raise ValueError(
+            f"{config.format} changes the model's output by {error:.0%}, more than {limit:.0%}; most in {named}."
+            " Use fp8 or bfloat16"
+        )
+    return quantized
+
+
 def relative_error(x: Tensor, truth: Tensor) -> float:
     """Norm of the difference over the norm of the truth."""
     truth = truth.double()  # squares of small float32 values vanish

@@ -17,6 +17,7 @@ from worldline.model.quantize import (
     PACK,
     QuantizeConfig,
     QuantizedLinear,
+    checked,
     e2m1_codes,
     layer_errors,
     pack_fp8,
@@ -186,6 +187,14 @@ def test_fp8_is_nearer_than_nvfp4_layer_by_layer(model: WorldModel) -> None:
         assert 0 < eight.weight < four.weight < 0.2
         assert 0 < eight.output < four.output < 0.4
     assert not any(layer._forward_hooks for layer in model.modules())
+
+
+def test_a_copy_that_is_not_the_model_any_more_is_refused(model: WorldModel) -> None:
+    config = QuantizeConfig()
+    quantized = quantize(model, config)
+    assert checked(model, quantized, config, _run, limit=0.5) is quantized
+    with pytest.raises(ValueError, match=r"nvfp4 changes the model's output by .*blocks\.\d.*Use fp8"):
+        checked(model, quantized, config, _run, limit=1e-3)
 
 
 def test_a_saved_copy_loads_into_another(model: WorldModel) -> None:
