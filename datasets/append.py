@@ -19,6 +19,7 @@ import worldline
 from worldline.datasets.commit_log import CommitLog, read_unit
 from worldline.datasets.dataset_dir import DatasetDir
 from worldline.datasets.table import assemble_bucket
+from worldline.datasets.withdraw import withdrawals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +33,11 @@ class AppendConfig:
 
 
 def append(folder: Path, other: Path) -> dict[str, int]:
-    """Copies; returns counts of videos seen, units copied, units already there and damaged units left out.
+    """Copies; returns counts of videos seen, units copied, units already there, damaged units and withdrawn videos left
+    out.
 
-    A path that both name with different content stays as this folder has it. Raises ValueError for a folder of
-    another kind.
+    A path that both name with different content stays as this folder has it; a video all of whose paths are of a
+    withdrawn source or licence stays out. Raises ValueError for a folder of another kind.
     """
     for path in (folder, other):
         if not (path / "dataset.json").exists():
@@ -45,16 +47,24 @@ def append(folder: Path, other: Path) -> dict[str, int]:
         raise ValueError(
             f"{folder} has {into.bucket_digits} bucket digits, {other} {source.bucket_digits}: rows name sidecars by them"
         )
-    counts = {"videos": 0, "copied": 0, "present": 0, "damaged": 0}
-    buckets = set()
+    counts = {"videos": 0, "copied": 0, "present": 0, "damaged": 0, "withdrawn": 0}
+    buckets, rules = set(), withdrawals(into.root)
     with contextlib.closing(CommitLog(into.root, "append")) as log:
         for video_dir in sorted((source.root / "stages" / "videos").glob("*/*")):
             video_id = video_dir.name
             counts["videos"] += 1
+            records = [
+                record
+                for record in source.paths_of(video_id)
+                if not any(rule.concerns(record.source, record.licence) for rule in rules)
+            ]
+            if rules and not records:
+                counts["withdrawn"] += 1
+                continue
             buckets.add(into.bucket(video_id))
             for unit in sorted(video_dir.glob("*.parquet")):
                 _copy_unit(into, source, video_id, unit, log, counts)
-            for record in source.paths_of(video_id):
+            for record in records:
                 if into.read_path(record.path) is None:
                     into.write_path(record, None)
             known = into.generations(video_id)

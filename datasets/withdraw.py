@@ -2,7 +2,8 @@
 
 For the day a licence is withdrawn. In a dataset folder the units, sidecars and rows go; content that another path
 with another source holds too stays, under that path. In a shard folder the bytes leave the tars, and a row without
-a place says why. `withdrawn.jsonl` keeps what went, when and for what reason.
+a place says why. `withdrawn.jsonl` keeps what went, when and for what reason, and what comes again is refused: by
+`worldline annotate` and `worldline append`, until its lines are taken out of that file.
 """
 
 from __future__ import annotations
@@ -54,7 +55,30 @@ class WithdrawConfig:
 
     def concerns(self, source: str | None, licence: str | None) -> bool:
         """Whether something of this source and licence goes."""
+        return Withdrawal(self.source, self.licence, self.reason).concerns(source, licence)
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """What a folder may not hold any more."""
+
+    source: str | None
+    licence: str | None
+    reason: str
+
+    def concerns(self, source: str | None, licence: str | None) -> bool:
+        """Whether it is about something of this source and licence."""
         return self.source in (None, source) and self.licence in (None, licence)
+
+
+def withdrawals(root: Path) -> list[Withdrawal]:
+    """Of a dataset or shard folder, each once. A line that a crash tore is left out: its bytes had not gone yet."""
+    path = root / LEDGER
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    return list(dict.fromkeys(Withdrawal(line["source"], line["licence"], line["reason"]) for line in whole))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +103,9 @@ def withdraw(config: WithdrawConfig) -> Withdrawn:
 
 
 def _from_dataset(dataset: DatasetDir, config: WithdrawConfig) -> Withdrawn:
+    rule = Withdrawal(config.source, config.licence, config.reason)
+    if not config.dry_run and rule not in withdrawals(dataset.root):
+        _log(dataset.root, config, {"video_id": None, "paths": [], "is_kept": False, "clips": 0})
     videos, clips, size_bytes = 0, 0, 0
     for video_dir in sorted((dataset.root / "stages" / "videos").glob("*/*")):
         video_id = video_dir.name

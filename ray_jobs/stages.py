@@ -38,6 +38,7 @@ from worldline.datasets.schema import (
     table_from_rows,
 )
 from worldline.datasets.table import SCAN
+from worldline.datasets.withdraw import withdrawals
 from worldline.ray_jobs.attempts import Attempts, memory_mib, timed_out
 from worldline.ray_jobs.inputs import content_id, provenance, signature, with_overrides
 from worldline.ray_jobs.scan_rows import load_scene, plain_scene
@@ -219,6 +220,14 @@ class ScanVideo(_Worker):
             known = provenance(path, work.source, work.licence)
         except ValueError as error:
             return dataclasses.replace(record, rejection=f"sidecar: wrong ({error})")
+        for rule in withdrawals(self._dataset.root):
+            if rule.concerns(known.source, known.licence):
+                return dataclasses.replace(
+                    record,
+                    source=known.source,
+                    licence=known.licence,
+                    rejection=f"withdrawn: {rule.reason}",
+                )
         geometry = json.dumps(known.geometry, sort_keys=True)
         return dataclasses.replace(record, source=known.source, licence=known.licence, geometry=geometry)
 

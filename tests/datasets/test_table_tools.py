@@ -25,7 +25,7 @@ from worldline.datasets.shard_index import select
 from worldline.datasets.table import assemble_bucket
 from worldline.datasets.verify import VerifyConfig, verify
 from worldline.datasets.verify import main as verify_main
-from worldline.datasets.withdraw import LEDGER, WithdrawConfig, withdraw
+from worldline.datasets.withdraw import LEDGER, Withdrawal, WithdrawConfig, withdraw, withdrawals
 
 
 def annotated(
@@ -116,7 +116,7 @@ def test_append_is_as_if_annotated_here(fake, tmp_path) -> None:
     two = annotated(fake, tmp_path / "v" / "two", second)
     whole = annotated(fake, tmp_path / "v" / "whole", first | second)
     counts = append(one, two)
-    assert counts == {"videos": 2, "copied": 4, "present": 3, "damaged": 0}
+    assert counts == {"videos": 2, "copied": 4, "present": 3, "damaged": 0, "withdrawn": 0}
     for kind in ("trajectories", "videos"):
         # A replay command names the folder it was written for.
         found, expected = ([{**row, "replay": None} for row in rows(out, kind)] for out in (one, whole))
@@ -166,11 +166,36 @@ def test_a_withdrawn_source_is_gone_and_on_record(fake, tmp_path) -> None:
     assert verify(out) == []
     lines = [json.loads(line) for line in (out / LEDGER).read_text().splitlines()]
     assert {line["reason"] for line in lines} == {"letter of the 3rd"}
-    assert sorted(line["is_kept"] for line in lines) == [False, True]
+    assert lines[0]["video_id"] is None  # what holds from now on
+    assert sorted(line["is_kept"] for line in lines[1:]) == [False, True]
     assert withdraw(config).videos == 0
+    assert len((out / LEDGER).read_text().splitlines()) == 3
     for wrong in ({"source": None}, {"source": "x", "reason": " "}):
         with pytest.raises(ValueError, match=r"name a source|reason"):
             WithdrawConfig(**({"folder": out, "reason": "r"} | wrong))
+
+
+def test_what_was_withdrawn_does_not_come_back(fake, tmp_path) -> None:
+    out = annotated(fake, tmp_path / "d", {"a": "ok"}, source="good", licence="CC0")
+    annotated(fake, out, {"b": "ok\nreject"}, source="bad", licence="CC0")
+    other = annotated(fake, tmp_path / "e", {"c": "ok\nok"}, source="bad", licence="CC0")
+    annotated(fake, other, {"d": "reject\nok"}, source="good", licence="CC0")
+    withdraw(WithdrawConfig(folder=out, reason="letter of the 3rd", source="bad"))
+    assert withdrawals(out) == [Withdrawal("bad", None, "letter of the 3rd")]
+    annotated(fake, out, {"b": "ok\nreject", "new": "ok\nok\nok"}, source="bad", licence="CC0")
+    assert [row["source"] for row in rows(out)] == ["good"]
+    refused = [row for row in rows(out, "videos") if row["status"] == "rejected"]
+    assert len(refused) == 2
+    assert {row["reason"] for row in refused} == {"withdrawn: letter of the 3rd"}
+    counts = append(out, other)
+    assert (counts["videos"], counts["withdrawn"]) == (2, 1)
+    assert {row["source"] for row in rows(out)} == {"good"}
+    assert len(rows(out)) == 3
+    assert verify(out) == []
+    # Until its lines are taken out; one that a crash tore is none.
+    (out / LEDGER).write_text('{"source": "bad", "lic')
+    annotated(fake, out, {"b": "ok\nreject"}, source="bad", licence="CC0")
+    assert sorted(row["source"] for row in rows(out)) == ["bad", "bad", "good", "good", "good"]
 
 
 # Shard folders
