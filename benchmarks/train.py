@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.report import write_report
+from benchmarks.report import RESULTS_DIR, write_report
 from worldline.datasets.synthetic_walks import rendered_walks
 from worldline.evaluate.following import paired_table
 from worldline.model.config import ModelConfig
@@ -143,6 +143,26 @@ def speed(config: TrainBenchmark, name: str, changes: dict[str, Any]) -> Iterato
         yield {"attention": name, "latent frames": length, "steps/s": 1 / float(np.median(taken[1:]))}
 
 
+def plot(curves: dict[str, list[tuple[np.ndarray, np.ndarray]]], path: Path) -> None:
+    """Loss against steps, a line a kind of attention: the mean of its seeds, and their spread."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    window = 5
+    for name, runs in curves.items():
+        smooth = np.stack([np.convolve(loss, np.ones(window) / window, mode="valid") for _, loss in runs])
+        steps = runs[0][0][window - 1 :]
+        (line,) = axes.plot(steps, smooth.mean(axis=0), label=name)
+        axes.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=line.get_color(), alpha=0.2)
+    axes.set(xlabel="step", ylabel=f"loss, mean of {window} logged steps", yscale="log")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def rendered_lens() -> Any:
     """The camera of the recipe's films at the size of training."""
     from worldline.annotate.camera import Intrinsics
@@ -163,6 +183,10 @@ def main(config: TrainBenchmark) -> int:
         height=WALK_HEIGHT, fov_x_deg=FOV_X_DEG, seed=2,
     )  # fmt: skip
     tables: dict[str, list[dict[str, Any]]] = {}
+    notes = (
+        "Held-out walks through the recipe's room: 32 walks from 16 starts, one video each. In brackets the least and"
+        " the most of the seeds."
+    )
     if "cameras" in config.parts:
         tables["Inputs of the camera (hybrid)"] = list(compare(config, CAMERAS, walks))
     if "attention" in config.parts:
@@ -171,6 +195,14 @@ def main(config: TrainBenchmark) -> int:
         tables["Kinds of attention (both camera inputs; `both` is the hybrid)"] = list(
             compare(config, named, walks)
         )
+        curves = {
+            "hybrid" if name == "both" else name: [
+                losses(trained(config, name, changes, seed)) for seed in config.seeds
+            ]
+            for name, changes in named.items()
+        }
+        plot(curves, RESULTS_DIR / "train.png")
+        notes += "\n\n![loss of the kinds of attention](train.png)"
     if "speed" in config.parts:
         tables["Training steps a second of one clip, one thread"] = [
             row for name, changes in ATTENTION.items() for row in speed(config, name, changes)
@@ -180,8 +212,7 @@ def main(config: TrainBenchmark) -> int:
         "What the parts of the model are worth",
         "python -m benchmarks.train " + " ".join(sys.argv[1:]),
         tables,
-        notes="Held-out walks through the recipe's room: 32 walks from 16 starts, one video each. In brackets the least and"
-        " the most of the seeds.",
+        notes,
     )
     return 0
 

@@ -68,6 +68,9 @@ class GenerateConfig:
     refine: Path | None = None
     """Folder of a refiner's run, which goes over the latents of `run` once more; with the backend diffusers the folder
     of a SanaWMLTX2Refiner, whose video begins with the second pose."""
+    staggered: bool = False
+    """Denoise the chunks of a chunk-causal run together, window by window, each a share of the schedule behind the one
+    before; else one after the other, with carried state."""
     model: str = RELEASE
     """Repository or folder of the weights, without `run`."""
     num_frames: int | None = None
@@ -103,6 +106,8 @@ class GenerateConfig:
         known = ("bfloat16", "float32") + (("fp8", "nvfp4") if self.run is not None else ())
         if self.dtype not in (None, *known):
             raise ValueError(f"dtype {self.dtype!r}: known are {', '.join(known)}")
+        if self.staggered and self.run is None:
+            raise ValueError("--staggered is for a chunk-causal --run")
         if self.backend == "run" and self.run is None:
             raise ValueError("the backend run needs --run FOLDER")
         for name in ("num_frames", "height", "width", "fps", "steps"):

@@ -35,6 +35,7 @@ from worldline.model.sampler import (
     even_schedule,
     roll_out,
     sample_euler,
+    staggered_schedule,
     with_guidance,
 )
 from worldline.model.world_model import WorldModel, conditions
@@ -57,11 +58,18 @@ class RunGenerator:
     """Makes videos with the model of a run."""
 
     def __init__(
-        self, run: Run, *, device: str = "cpu", dtype: str = "float32", refiner: Run | None = None
+        self,
+        run: Run,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        refiner: Run | None = None,
+        staggered: bool = False,
     ) -> None:
         """`dtype` bfloat16: matrix products of the model in it; fp8, nvfp4: its linear layers in that format
         (model/quantize.py). Cameras and autoencoder stay float32, as in training. `refiner` goes over the latents of
-        each window once more.
+        each window once more. `staggered`: a chunk-causal run makes windows too, all chunks of one denoised together,
+        the earlier ones always cleaner, in place of one after the other.
 
         Raises ValueError for a run of the autoencoder stage, which has no model, for a refiner that does not fit, and
         for a format in which the model's output is not its own any more (`MAX_QUANTIZED_ERROR`).
@@ -84,6 +92,9 @@ class RunGenerator:
         chunks = run.config["chunks"]
         self.chunks: tuple[int, int] | None = None if chunks is None else (chunks[0], chunks[1])
         self.is_distilled = "distilled" in run.config
+        self.staggered = staggered
+        if staggered and (self.chunks is None or self.is_distilled):
+            raise ValueError(f"{run.path} is no chunk-causal run of many steps: nothing to stagger")
         self.text = run_text(run, self.device)
         self.refiner = None if refiner is None else self._fitting(refiner)
         self.refiner_chunks = None if refiner is None else refiner.config["chunks"]
@@ -121,10 +132,16 @@ class RunGenerator:
         paths = torch.as_tensor(first_from_cam, dtype=torch.float32, device=self.device)
         cameras = conditions(self.model.config, paths, intrinsics, grid)
         noise = self._noise((len(first), first.shape[1], num_latents - 1, *first.shape[3:]), seed, start)
-        velocity = with_guidance(
-            self._velocity(prompt, len(first), cameras), self._velocity("", len(first), cameras), guidance
-        )
         table = even_schedule(steps, num_latents, shift=SAMPLING_SHIFT, num_clean=1)
+        chunks = None
+        if self.staggered and self.chunks is not None:
+            chunks = chunk_causal(num_latents, first=self.chunks[0], rest=self.chunks[1])
+            table = staggered_schedule(steps, chunks, shift=SAMPLING_SHIFT, num_clean=1)
+        velocity = with_guidance(
+            self._velocity(prompt, len(first), cameras, chunks),
+            self._velocity("", len(first), cameras, chunks),
+            guidance,
+        )
         latents = sample_euler(velocity, torch.cat([first, noise], dim=2), table)
         if self.refiner is not None and num_latents > 1:
             latents = self._refined(latents, cameras, prompt, seed, start)
@@ -187,7 +204,7 @@ class RunGenerator:
         with the length, in a chunk-causal run as long as its `AttentionSpan` has a window; but LTX-2's autoencoder
         decodes whole videos, so that a chunk-causal run with it yields its frames at the end.
         """
-        if self.chunks is None:
+        if self.chunks is None or self.staggered:
             return self._windows(first_frame, intrinsics, next_poses, steps, seed, prompt, guidance)
         if guidance != 1:
             raise ValueError("a chunk-causal run streams without guidance: give guidance 1")
@@ -306,12 +323,14 @@ class RunGenerator:
         text, mask = self.text([prompt] * batch)
         return text.to(self.device), mask.to(self.device)
 
-    def _velocity(self, prompt: str, batch: int, cameras: CameraConditions | None) -> Any:
+    def _velocity(
+        self, prompt: str, batch: int, cameras: CameraConditions | None, chunks: list[int] | None
+    ) -> Any:
         text, mask = self._caption(prompt, batch)
 
         def velocity(x: Tensor, sigmas: Tensor) -> Tensor:
             with self._mixed():
-                return self.model(x, 1000 * sigmas, text, mask, cameras).float()
+                return self.model(x, 1000 * sigmas, text, mask, cameras, chunks=chunks).float()
 
         return velocity
 
@@ -356,14 +375,22 @@ class RunBackend:
         if fxfycxcy_px.ndim != 1:
             raise ValueError("a run takes one lens for the whole video: intrinsics [4]")
         refiner = None if config.refine is None else load_run(config.refine)
-        run = RunGenerator(self._run, device=self._device, dtype=self._dtype, refiner=refiner)
+        run = RunGenerator(
+            self._run,
+            device=self._device,
+            dtype=self._dtype,
+            refiner=refiner,
+            staggered=config.staggered,
+        )
         poses = world_from_cam[:: run.frame_step][: config.num_frames]
         lens = Intrinsics(fxfycxcy_px=fxfycxcy_px, width=image_rgb.shape[1], height=image_rgb.shape[0])
         images, lens = cover(image_rgb[None], lens, run.width or lens.width, run.height or lens.height)
         how = "one pass"
         if len(poses) > run.num_frames:
             how = f"windows of {run.num_frames} frames, each from the last frame of the one before"
-        if run.chunks is not None:
+        if run.staggered:
+            how += ", staggered chunks"
+        elif run.chunks is not None:
             how = "chunks with carried state"
         if run.is_distilled:
             how += f", {len(DISTILLED_SIGMAS) - 1} steps each"

@@ -117,6 +117,23 @@ def test_a_chunk_causal_stream_does_not_know_the_future(tmp_path: Path) -> None:
         next(generator.stream(IMAGE, PATH, LENS, guidance=2.0))
 
 
+def test_staggered_chunks_do_not_know_the_future_and_are_not_the_stream(tmp_path: Path) -> None:
+    run = load_run(saved_run(tmp_path / "run", chunks=(2, 3)))
+    generator = RunGenerator(run, staggered=True)
+    made = generator.videos(IMAGE[None], PATH[None, :5], LENS, steps=3)[0]
+    bent = PATH[:5].copy()
+    bent[2:, 0, 3] += 0.4
+    other = generator.videos(IMAGE[None], bent[None], LENS, steps=3)[0]
+    np.testing.assert_array_equal(made[:2], other[:2])
+    assert not np.array_equal(made[2:], other[2:])
+    frames = list(generator.stream(IMAGE, PATH, LENS, steps=3))
+    assert len(frames) == len(PATH)
+    np.testing.assert_array_equal(np.stack(frames[:5]), made)
+    assert not np.array_equal(made, np.stack(list(RunGenerator(run).stream(IMAGE, PATH[:5], LENS, steps=3))))
+    with pytest.raises(ValueError, match="nothing to stagger"):
+        RunGenerator(load_run(saved_run(tmp_path / "whole")), staggered=True)
+
+
 @pytest.mark.parametrize("chunks", [None, (2, 3), (1, 2)])
 def test_a_path_made_while_driving_gives_the_frames_of_the_known_path(
     tmp_path: Path, chunks: tuple[int, int] | None
