@@ -28,7 +28,7 @@ from worldline.model.config import ModelConfig
 from worldline.model.rope import Grid
 from worldline.model.world_model import WorldModel, conditions
 from worldline.ray_jobs.recipe import FOV_X_DEG, WHERE
-from worldline.train.checkpoint import load_run, steps_of
+from worldline.train.checkpoint import load_run
 from worldline.train.generate_run import RunGenerator
 from worldline.train.presets import WALK_HEIGHT, WALK_MODEL, WALK_VIEW, WALK_WIDTH, walk_model
 from worldline.train.trainer import train
@@ -70,8 +70,7 @@ def trained(config: TrainBenchmark, name: str, changes: dict[str, Any], seed: in
         str(recipe / "latents"), out, recipe / "runs" / "patches", decisions=decided, steps=config.steps
     )
     stage = replace(stage, where=WHERE, cached_latents=True, seed=seed, model=replace(stage.model, **changes))
-    if config.steps not in steps_of(out):
-        train(stage)
+    train(stage)
     return out
 
 

@@ -31,7 +31,7 @@ from worldline.ray_jobs.recipe import WHERE, Recipe, RecipeConfig
 from worldline.train.checkpoint import load_run
 from worldline.train.distill import DistillConfig, distill
 from worldline.train.generate_run import RunGenerator
-from worldline.train.presets import walk_chunk_causal, walk_refiner
+from worldline.train.presets import WALK_VIEW, walk_chunk_causal, walk_refiner
 from worldline.train.trainer import NotFinite, train
 
 logger = logging.getLogger(__name__)
@@ -183,6 +183,12 @@ def variants(recipe: Recipe, runs: dict[str, Path], config: VariantsConfig) -> I
     streamed = run(runs["chunk-causal"])
     per_chunk = f"{config.steps} + 1 a chunk"
     yield Variant(name="chunk-causal, streamed", generator=streamed, evaluations=per_chunk)
+    staggered = run(runs["chunk-causal"], staggered=True)
+    yield Variant(
+        name="chunk-causal, staggered",
+        generator=staggered,
+        evaluations=str(staggered.num_evaluations(WALK_VIEW.num_frames, config.steps)),
+    )
     four_bit = run(runs["chunk-causal"], dtype="nvfp4")
     yield Variant(name="chunk-causal, streamed, nvfp4", generator=four_bit, evaluations=per_chunk)
     few = run(runs["distilled"])
@@ -237,7 +243,7 @@ def _maker(
     generator: RunGenerator, first_frames: np.ndarray, camera: Intrinsics, steps: int
 ) -> Callable[[np.ndarray, int], np.ndarray]:
     def make(paths: np.ndarray, seed: int) -> np.ndarray:
-        if generator.chunks is None:
+        if generator.chunks is None or generator.staggered:
             return generator.videos(first_frames, paths, camera, steps=steps, seed=seed)
         # Streams are of one video each; the walk's number keeps their noises apart.
         streams = [

@@ -97,6 +97,13 @@ def steps_of(run_dir: Path) -> list[int]:
     return sorted(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step_*"))
 
 
+def config_of(run_dir: Path) -> dict[str, Any]:
+    """The config that the newest checkpoint was trained with."""
+    path = run_dir / "checkpoints" / f"step_{steps_of(run_dir)[-1]:08d}" / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
 def load_state(run_dir: Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:
     """A checkpoint's folder and state, the newest without `step`; ValueError where there is none."""
     steps = steps_of(run_dir)

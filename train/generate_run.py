@@ -108,6 +108,17 @@ class RunGenerator:
             raise ValueError("a chunk-causal run, which streams, is not refined: refine a bidirectional one")
         return refiner.model.to(self.device)
 
+    def num_evaluations(self, num_frames: int, steps: int) -> int:
+        """Of the network, for a window of this many frames in `steps` steps."""
+        return len(self._schedule(1 + (num_frames - 1) // self.autoencoder.time_stride, steps)[1]) - 1
+
+    def _schedule(self, num_latents: int, steps: int) -> tuple[list[int] | None, Tensor]:
+        """Chunks of a window, None where its frames all see each other, and its levels."""
+        if not self.staggered or self.chunks is None:
+            return None, even_schedule(steps, num_latents, shift=SAMPLING_SHIFT, num_clean=1)
+        chunks = chunk_causal(num_latents, first=self.chunks[0], rest=self.chunks[1])
+        return chunks, staggered_schedule(steps, chunks, shift=SAMPLING_SHIFT, num_clean=1)
+
     @torch.no_grad()
     def videos(
         self,
@@ -132,11 +143,7 @@ class RunGenerator:
         paths = torch.as_tensor(first_from_cam, dtype=torch.float32, device=self.device)
         cameras = conditions(self.model.config, paths, intrinsics, grid)
         noise = self._noise((len(first), first.shape[1], num_latents - 1, *first.shape[3:]), seed, start)
-        table = even_schedule(steps, num_latents, shift=SAMPLING_SHIFT, num_clean=1)
-        chunks = None
-        if self.staggered and self.chunks is not None:
-            chunks = chunk_causal(num_latents, first=self.chunks[0], rest=self.chunks[1])
-            table = staggered_schedule(steps, chunks, shift=SAMPLING_SHIFT, num_clean=1)
+        chunks, table = self._schedule(num_latents, steps)
         velocity = with_guidance(
             self._velocity(prompt, len(first), cameras, chunks),
             self._velocity("", len(first), cameras, chunks),

@@ -40,6 +40,7 @@ from worldline.model.world_model import WorldModel
 from worldline.train.checkpoint import (
     autoencoder_weights,
     begin_checkpoint,
+    config_of,
     finish_checkpoint,
     load_state,
     new_autoencoder,
@@ -92,6 +93,9 @@ def train(config: TrainConfig) -> None:
             f"global_batch {config.global_batch} does not divide into {ranks.data_size} processes"
             f" x {config.accumulation} parts"
         )
+    if steps_of(config.out)[-1:] == [config.steps]:
+        _refuse_other(config, config_of(config.out))
+        return
     net, autoencoder = _networks(config)
     if config.kind == "autoencoder" and isinstance(autoencoder, PatchAutoencoder):
         if ranks.is_first:
@@ -149,9 +153,6 @@ def train(config: TrainConfig) -> None:
 
 def _fit_patches(config: TrainConfig, autoencoder: PatchAutoencoder) -> None:
     """The whole stage where there is nothing to descend: one decomposition of the first `steps` batches."""
-    if steps_of(config.out):
-        _refuse_other(config, load_state(config.out)[1])
-        return
     loader = open_loader(config)
     batches = iter(loader)
     autoencoder.fit(torch.cat([video(next(batches), config.device) for _ in range(config.steps)]))
@@ -318,7 +319,7 @@ def _restore(
     if not steps_of(config.out):
         return 0
     path, state = load_state(config.out)
-    _refuse_other(config, state)
+    _refuse_other(config, state["config"])
     with torch.no_grad():
         for name, value in net.state_dict().items():
             copy_whole(value, state["model"][name])
@@ -334,9 +335,9 @@ def _restore(
     return int(state["step"])
 
 
-def _refuse_other(config: TrainConfig, state: dict[str, Any]) -> None:
+def _refuse_other(config: TrainConfig, then: dict[str, Any]) -> None:
     """ValueError where the checkpoint was trained with another config."""
-    now, then = plain(config), state["config"]
+    now = plain(config)
     free = {"out", "device", "cpu_threads", "num_workers", "checkpoint_every", "log_every", "parallel"}
     if config.kind != "refiner":
         free.add("refine")

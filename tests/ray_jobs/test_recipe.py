@@ -65,9 +65,9 @@ def test_from_videos_to_a_driven_model(
     )
     assert variants_main(variants) == 0
     rows = json.loads((config.out / "variants" / "results.json").read_text())
-    assert len({row["variant"] for row in rows}) == len(rows) == 7
+    assert len({row["variant"] for row in rows}) == len(rows) == 8
     own = "PSNR beside the bidirectional, dB"
-    assert [row[own] == "0.000 (0.000 to 0.000)" for row in rows] == [True] + [False] * 6
+    assert [row[own] == "0.000 (0.000 to 0.000)" for row in rows] == [True] + [False] * 7
     weights = [row["MB of weights"] for row in rows]
     assert weights[2] < weights[1] < weights[0] == weights[3]
     assert "chunk-causal, streamed, nvfp4" in (config.out / "variants" / "index.html").read_text()
