@@ -19,7 +19,7 @@ import worldline
 from worldline.datasets.commit_log import CommitLog, read_unit
 from worldline.datasets.dataset_dir import DatasetDir
 from worldline.datasets.table import assemble_bucket
-from worldline.datasets.withdraw import withdrawals
+from worldline.datasets.withdraw import withdrawal_of, withdrawals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ def append(folder: Path, other: Path) -> dict[str, int]:
             records = [
                 record
                 for record in source.paths_of(video_id)
-                if not any(rule.concerns(record.source, record.licence) for rule in rules)
+                if withdrawal_of(rules, record.source, record.licence) is None
             ]
             if rules and not records:
                 counts["withdrawn"] += 1

@@ -81,6 +81,11 @@ def withdrawals(root: Path) -> list[Withdrawal]:
     return list(dict.fromkeys(Withdrawal(line["source"], line["licence"], line["reason"]) for line in whole))
 
 
+def withdrawal_of(rules: list[Withdrawal], source: str | None, licence: str | None) -> Withdrawal | None:
+    """The first that concerns something of this source and licence; None where it may be held."""
+    return next((rule for rule in rules if rule.concerns(source, licence)), None)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Withdrawn:
     """What went."""

@@ -7,6 +7,7 @@ each adapter writes what it finished into the dataset folder itself and says so 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -38,7 +39,7 @@ from worldline.datasets.schema import (
     table_from_rows,
 )
 from worldline.datasets.table import SCAN
-from worldline.datasets.withdraw import withdrawals
+from worldline.datasets.withdraw import Withdrawal, withdrawal_of, withdrawals
 from worldline.ray_jobs.attempts import Attempts, memory_mib, timed_out
 from worldline.ray_jobs.inputs import content_id, provenance, signature, with_overrides
 from worldline.ray_jobs.scan_rows import load_scene, plain_scene
@@ -170,6 +171,11 @@ class Unit:
 class ScanVideo(_Worker):
     """One input path in, one row a scene out (one row in all where there is no scene to annotate)."""
 
+    @functools.cached_property
+    def _withdrawn(self) -> list[Withdrawal]:
+        """Read once: `worldline delete` asks for a folder where no job is writing."""
+        return withdrawals(self._dataset.root)
+
     def __call__(self, row: Row) -> list[Row]:
         self._leave_if_grown()
         try:
@@ -220,14 +226,10 @@ class ScanVideo(_Worker):
             known = provenance(path, work.source, work.licence)
         except ValueError as error:
             return dataclasses.replace(record, rejection=f"sidecar: wrong ({error})")
-        for rule in withdrawals(self._dataset.root):
-            if rule.concerns(known.source, known.licence):
-                return dataclasses.replace(
-                    record,
-                    source=known.source,
-                    licence=known.licence,
-                    rejection=f"withdrawn: {rule.reason}",
-                )
+        if (rule := withdrawal_of(self._withdrawn, known.source, known.licence)) is not None:
+            return dataclasses.replace(
+                record, source=known.source, licence=known.licence, rejection=f"withdrawn: {rule.reason}"
+            )
         geometry = json.dumps(known.geometry, sort_keys=True)
         return dataclasses.replace(record, source=known.source, licence=known.licence, geometry=geometry)
 

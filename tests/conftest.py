@@ -223,3 +223,22 @@ def browser(chromium: Any) -> Iterator[Any]:
     yield chromium
     chromium.get("about:blank")
     chromium.get_log("browser")
+
+
+@pytest.fixture(scope="session")
+def ltx2_vae() -> Any:
+    """Makes a diffusers LTX-2 autoencoder of small random weights and 8 latent channels."""
+    diffusers = pytest.importorskip("diffusers")
+
+    def make() -> Any:
+        return diffusers.AutoencoderKLLTX2Video(
+            latent_channels=8,
+            block_out_channels=(8, 8, 8, 8),
+            decoder_block_out_channels=(8, 16, 32),
+            layers_per_block=(1, 1, 1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1, 1),
+            spatial_compression_ratio=32,  # as the released files say; its default would count five halvings
+            temporal_compression_ratio=8,
+        )
+
+    return make

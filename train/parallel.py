@@ -148,6 +148,16 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
+def whole_weights(weights: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Whole tensors on the CPU of the first process, none on the others; all must ask."""
+    kept = {}
+    for name, value in weights.items():
+        value = whole(value)
+        if ranks.is_first:
+            kept[name] = value.cpu()
+    return kept
+
+
 def copy_whole(target: Tensor, value: Tensor) -> None:
     """Writes a whole tensor into one whose parts are on all processes, or any other."""
     if isinstance(target, DTensor):

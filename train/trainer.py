@@ -66,6 +66,7 @@ from worldline.train.parallel import (
     sharded,
     wait_for_all,
     whole,
+    whole_weights,
 )
 
 if TYPE_CHECKING:
@@ -183,8 +184,8 @@ def _write(
     if not (ranks.is_first or config.parallel.shard):
         return
     state = {
-        "model": {name: whole(value).cpu() for name, value in net.state_dict().items()},
-        "ema": None if ema is None else {name: whole(value).cpu() for name, value in ema.items()},
+        "model": whole_weights(net.state_dict(), ranks),
+        "ema": None if ema is None else whole_weights(ema, ranks),
         "autoencoder": autoencoder_weights(autoencoder),
         "optimizer": None if config.parallel.shard else get_optimizer_state_dict(net, optimizer),
         "loader": loader.state_dict(),

@@ -103,20 +103,11 @@ def test_bad_sizes():
         AutoencoderConfig(patch=0)
 
 
-def test_ltx2_backend_loads_and_round_trips_its_normalisation(tmp_path):
-    diffusers = pytest.importorskip("diffusers")
+def test_ltx2_backend_loads_and_round_trips_its_normalisation(tmp_path, ltx2_vae):
     from worldline.model.ltx2_autoencoder import Ltx2Autoencoder
 
     torch.manual_seed(0)
-    vae = diffusers.AutoencoderKLLTX2Video(
-        latent_channels=8,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 16, 32),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1),
-        spatial_compression_ratio=32,  # as the released files say; its default would count five halvings
-        temporal_compression_ratio=8,
-    )
+    vae = ltx2_vae()
     vae.latents_mean += torch.randn(8)
     vae.latents_std *= 3.0
     vae.save_pretrained(tmp_path / "vae")

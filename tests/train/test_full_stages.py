@@ -30,19 +30,11 @@ CHANNELS = 8
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vae(tmp_path_factory: pytest.TempPathFactory, ltx2_vae: Any) -> Path:
     """A folder with a `vae` of random weights."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("ltx2")
-    diffusers.AutoencoderKLLTX2Video(
-        latent_channels=CHANNELS,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 16, 32),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1),
-        spatial_compression_ratio=32,
-        temporal_compression_ratio=8,
-    ).save_pretrained(folder / "vae")
+    ltx2_vae().save_pretrained(folder / "vae")
     return folder
 
 

@@ -49,15 +49,23 @@ def poses(tmp_path):
     return path
 
 
-def save_pipeline(folder):
+def words():
+    """A tokenizer of one word."""
+    tokenizers = pytest.importorskip("tokenizers")
+    raw = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<pad>": 0, "<bos>": 1, "<unk>": 2, "room": 3}, unk_token="<unk>")
+    )
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return raw
+
+
+def save_pipeline(folder, ltx2_vae):
     """SanaWMPipeline of small random parts, in its own file format."""
     diffusers = pytest.importorskip("diffusers")
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    words = {"<pad>": 0, "<bos>": 1, "<unk>": 2, "room": 3}
-    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    raw = words()
     raw.post_processor = tokenizers.processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", 1)]
     )
@@ -73,15 +81,7 @@ def save_pipeline(folder):
         num_key_value_heads=1,
         head_dim=8,
     )
-    vae = diffusers.AutoencoderKLLTX2Video(
-        latent_channels=8,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 16, 32),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1),
-        spatial_compression_ratio=32,
-        temporal_compression_ratio=8,
-    )
+    vae = ltx2_vae()
     transformer = diffusers.SanaWMTransformer3DModel(
         num_layers=2,
         hidden_size=32,
@@ -102,8 +102,8 @@ def save_pipeline(folder):
 
 
 @pytest.mark.slow
-def test_released_pipeline_from_disk_to_video(tmp_path, image, poses, capsys):
-    save_pipeline(tmp_path / "model")
+def test_released_pipeline_from_disk_to_video(tmp_path, image, poses, capsys, ltx2_vae):
+    save_pipeline(tmp_path / "model", ltx2_vae)
     config = GenerateConfig(
         image=image,
         out=tmp_path / "out" / "video.mp4",
@@ -137,15 +137,13 @@ def test_released_pipeline_from_disk_to_video(tmp_path, image, poses, capsys):
 def save_refiner(folder):
     """SanaWMLTX2Refiner of small random parts, without the autoencoder, which is the pipeline's."""
     import diffusers
-    import tokenizers
     import transformers
     from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 
     torch.manual_seed(1)
-    words = {"<pad>": 0, "<bos>": 1, "<unk>": 2, "room": 3}
-    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = transformers.GemmaTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>")
+    tokenizer = transformers.GemmaTokenizerFast(
+        tokenizer_object=words(), pad_token="<pad>", bos_token="<bos>"
+    )
     text = transformers.Gemma3TextConfig(
         vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8,
@@ -183,8 +181,8 @@ def save_refiner(folder):
 
 
 @pytest.mark.slow
-def test_released_refiner_goes_over_the_latents(tmp_path, image, poses):
-    save_pipeline(tmp_path / "model")
+def test_released_refiner_goes_over_the_latents(tmp_path, image, poses, ltx2_vae):
+    save_pipeline(tmp_path / "model", ltx2_vae)
     save_refiner(tmp_path / "refiner")
     config = GenerateConfig(
         image=image, out=tmp_path / "plain.mp4", prompt="room", poses=poses, fov_deg=60,
