@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 
 from benchmarks.report import write_report
-from worldline.annotate.camera import invert, rotation_from_quat_xyzw
+from worldline.annotate.camera import rotation_from_quat_xyzw
 from worldline.evaluate.calibration import coverage
 from worldline.evaluate.trajectory import CompareConfig, compare
 
@@ -225,46 +225,18 @@ def _run_ours(folder: Path, num_threads: int) -> tuple[dict[str, Any], np.ndarra
 def _run_pycolmap(
     folder: Path, num_threads: int, engine: str
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray]:
-    import pycolmap
+    from worldline.evaluate.recovered import colmap_poses
 
-    pycolmap.logging.minloglevel = 2
     images = folder / "images"
-    names = sorted(p.name for p in images.iterdir())
-    times = np.array([int(Path(n).stem) for n in names]) / 1e6
-    poses = np.full((len(names), 3, 4), np.nan)
-    work = folder / engine
-    work.mkdir(exist_ok=True)
-    database = work / "database.db"
+    times = np.array(sorted(int(path.stem) for path in images.iterdir())) / 1e6
     started = time.perf_counter()
-    reader = pycolmap.ImageReaderOptions(camera_model="SIMPLE_RADIAL")
-    extraction = pycolmap.FeatureExtractionOptions(num_threads=num_threads, use_gpu=False)
-    pycolmap.extract_features(
-        database,
-        images,
-        camera_mode=pycolmap.CameraMode.SINGLE,
-        reader_options=reader,
-        extraction_options=extraction,
+    poses, lens = colmap_poses(
+        images, reader={"camera_model": "SIMPLE_RADIAL"}, engine=engine, num_threads=num_threads
     )
-    matching = pycolmap.FeatureMatchingOptions(num_threads=num_threads, use_gpu=False)
-    pairing = pycolmap.SequentialPairingOptions(overlap=10)
-    pycolmap.match_sequential(database, matching_options=matching, pairing_options=pairing)
-    if engine == "incremental":
-        options = pycolmap.IncrementalPipelineOptions(num_threads=num_threads)
-        maps = pycolmap.incremental_mapping(database, images, work, options)
-    else:
-        maps = pycolmap.global_mapping(database, images, work)
     seconds = time.perf_counter() - started
-    focal = None
-    if maps:
-        best = max(maps.values(), key=lambda m: m.num_reg_images())
-        for image in best.images.values():
-            if image.has_pose:
-                poses[names.index(image.name)] = image.cam_from_world().matrix()
-        focal = float(next(iter(best.cameras.values())).params[0])
-    registered = np.isfinite(poses[:, 0, 0])
-    poses[registered] = invert(poses[registered])
-    result = {"num_frames": len(names), "seconds": seconds, "focal_px": focal}
-    return result, times, poses, np.full(len(names), np.nan)
+    focal = None if lens is None else float(lens[0])
+    result = {"num_frames": len(times), "seconds": seconds, "focal_px": focal}
+    return result, times, poses, np.full(len(times), np.nan)
 
 
 if __name__ == "__main__":

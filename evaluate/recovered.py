@@ -93,45 +93,61 @@ def _by_worldline(frames: np.ndarray, intrinsics: Intrinsics, fps: float) -> Rec
     return RecoveredPath(geometry.degeneracy, invert(geometry.reconstruction.cam_from_world))
 
 
-def _by_pycolmap(frames: np.ndarray, intrinsics: Intrinsics, fps: float) -> RecoveredPath:
+def colmap_poses(
+    images: Path, *, reader: dict[str, str], engine: str = "incremental", num_threads: int = -1
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """COLMAP's own recipe on a folder of pictures: SIFT, sequential matching with overlap 10, one camera, mapping.
+
+    `reader`: pycolmap's ImageReaderOptions; a lens given by `camera_params` is held. `engine`: "incremental" or "global".
+    Returns world_from_cam [F, 3, 4] in the order of the files' names, NaN for those not in the largest map, and that
+    map's lens parameters, None without a map.
+    """
     import pycolmap
 
     pycolmap.logging.minloglevel = 2
-    fx, fy, cx, cy = (float(value) for value in np.asarray(intrinsics.fxfycxcy_px).reshape(-1, 4)[0])
-    with tempfile.TemporaryDirectory() as folder:
-        images, database = Path(folder) / "images", Path(folder) / "database.db"
-        images.mkdir()
-        names = [f"{k:06d}.png" for k in range(len(frames))]
-        for name, frame in zip(names, frames, strict=True):
-            cv2.imwrite(str(images / name), frame[..., ::-1])
+    names = sorted(path.name for path in images.iterdir())
+    poses = np.full((len(names), 3, 4), np.nan)
+    with tempfile.TemporaryDirectory() as work:
+        database = Path(work) / "database.db"
         pycolmap.extract_features(
             database,
             images,
             camera_mode=pycolmap.CameraMode.SINGLE,
-            reader_options=pycolmap.ImageReaderOptions(
-                camera_model="PINHOLE", camera_params=f"{fx},{fy},{cx},{cy}"
-            ),
-            extraction_options=pycolmap.FeatureExtractionOptions(use_gpu=False),
+            reader_options=pycolmap.ImageReaderOptions(**reader),
+            extraction_options=pycolmap.FeatureExtractionOptions(num_threads=num_threads, use_gpu=False),
         )
         pycolmap.match_sequential(
             database,
-            matching_options=pycolmap.FeatureMatchingOptions(use_gpu=False),
+            matching_options=pycolmap.FeatureMatchingOptions(num_threads=num_threads, use_gpu=False),
             pairing_options=pycolmap.SequentialPairingOptions(overlap=10),
         )
-        options: dict[str, Any] = {"ba_refine_focal_length": False, "ba_refine_extra_params": False}
-        maps = pycolmap.incremental_mapping(
-            database, images, Path(folder), pycolmap.IncrementalPipelineOptions(**options)
-        )
+        if engine == "global":
+            maps = pycolmap.global_mapping(database, images, Path(work))
+        else:
+            held: dict[str, Any] = {}
+            if "camera_params" in reader:
+                held = {"ba_refine_focal_length": False, "ba_refine_extra_params": False}
+            options = pycolmap.IncrementalPipelineOptions(num_threads=num_threads, **held)
+            maps = pycolmap.incremental_mapping(database, images, Path(work), options)
     if not maps:
-        return RecoveredPath("no map")
+        return poses, None
     best = max(maps.values(), key=lambda found: found.num_reg_images())
-    poses = np.full((len(frames), 3, 4), np.nan)
     for image in best.images.values():
         if image.has_pose:
             poses[names.index(image.name)] = image.cam_from_world().matrix()
     posed = np.isfinite(poses[:, 0, 0])
     poses[posed] = invert(poses[posed])
-    return RecoveredPath("ok", poses)
+    return poses, np.array(next(iter(best.cameras.values())).params)
+
+
+def _by_pycolmap(frames: np.ndarray, intrinsics: Intrinsics, fps: float) -> RecoveredPath:
+    lens = np.asarray(intrinsics.fxfycxcy_px).reshape(-1, 4)[0]
+    reader = {"camera_model": "PINHOLE", "camera_params": ",".join(str(float(value)) for value in lens)}
+    with tempfile.TemporaryDirectory() as images:
+        for k, frame in enumerate(frames):
+            cv2.imwrite(str(Path(images) / f"{k:06d}.png"), frame[..., ::-1])
+        poses, found = colmap_poses(Path(images), reader=reader)
+    return RecoveredPath("no map") if found is None else RecoveredPath("ok", poses)
 
 
 ENGINES: dict[str, Callable[[np.ndarray, Intrinsics, float], RecoveredPath]] = {
