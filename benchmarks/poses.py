@@ -154,6 +154,7 @@ def _measure(engine: str, folder: Path, num_threads: int) -> dict[str, Any]:
     shared = np.array([int(p.stem) for p in sorted((folder / "images").iterdir())]) / 1e6
     kept = np.min(np.abs(times[:, None] - shared[None]), axis=1) < 2e-3
     row = {
+        "label": result.get("label"),
         "posed": f"{int(np.isfinite(poses[:, 0, 0]).sum())}/{result['num_frames']}",
         "frames/s": result["num_frames"] / result["seconds"],
         "peak RSS MB": result["rss_mb"],
@@ -204,22 +205,30 @@ def _run_ours(folder: Path, num_threads: int) -> tuple[dict[str, Any], np.ndarra
     from worldline.annotate.clip import ClipConfig, annotate_clip
     from worldline.annotate.scenes import Scene
     from worldline.annotate.video import Span, probe
+    from worldline.datasets.schema import ClipRejected
 
     info = probe(str(folder / "video.mp4"))
     span = Span(start_s=float(info.timestamps_s[0]), end_s=float(info.timestamps_s[-1]) + 1.0)
     scene = Scene(span=span, overlap_s=0.0, num_cuts=0, shot_idx=0)
     started = time.perf_counter()
-    row = annotate_clip(info, scene, ClipConfig(num_threads=num_threads))
+    try:
+        row = annotate_clip(info, scene, ClipConfig(num_threads=num_threads))
+    except ClipRejected as rejection:
+        print(f"{folder.name}: rejected, {rejection.reason}: {rejection}", file=sys.stderr)
+        row = {}
     seconds = time.perf_counter() - started
-    poses = np.array(row["world_from_cam"]).reshape(-1, 3, 4)
-    sigma = np.array(row.get("sigma_translation") or np.full(len(poses), np.nan))
+    times = np.array(row.get("timestamps_s", info.timestamps_s))
+    unknown = np.full(len(times), np.nan)
+    poses = np.array(row.get("world_from_cam", np.full((len(times), 12), np.nan))).reshape(-1, 3, 4)
+    focal = row.get("fxfycxcy_px")
     result = {
-        "num_frames": row["num_frames"],
+        "num_frames": len(times),
         "seconds": seconds,
+        "label": row.get("degeneracy", "rejected"),
         "scale_sigma": row.get("scale_sigma"),
-        "focal_px": None if row["fxfycxcy_px"] is None else row["fxfycxcy_px"][0],
+        "focal_px": None if focal is None else focal[0],
     }
-    return result, np.array(row["timestamps_s"]), poses, sigma
+    return result, times, poses, np.array(row.get("sigma_translation", unknown))
 
 
 def _run_pycolmap(

@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 
 from worldline.annotate.camera import compose, invert, rotation_angle
+from worldline.evaluate.perceptual import NAME as PERCEPTUAL
+from worldline.evaluate.perceptual import perceptual_distance
 from worldline.evaluate.trajectory import CameraControlError, align, camera_control_error
 
 SSIM_SIGMA_PX = 1.5
@@ -127,6 +129,7 @@ def paired_table(
     rest = np.broadcast_to(np.eye(3, 4), first_from_cam.shape).copy()
     db: dict[str, list[np.ndarray]] = {"own": [], "other": [], "rest": [], "against other truth": []}
     likeness = []
+    apart: dict[str, list[np.ndarray]] = {"own": [], "other": []}
     for seed in range(noise_seeds):
         own, other = make(first_from_cam, seed), make(swapped(first_from_cam), seed)
         scores = pixel_following(own, other, truth)
@@ -135,6 +138,8 @@ def paired_table(
         db["rest"].append(psnr_db(make(rest, seed)[:, 1:], truth[:, 1:]))
         db["against other truth"].append(psnr_db(own[:, 1:], swapped(truth)[:, 1:]))
         likeness.append(ssim(own[:, 1:], truth[:, 1:]))
+        for name, made in (("own", own), ("other", other)):
+            apart[name].append(perceptual_distance(made[:, 1:], truth[:, 1:]))
     still_db = scores.still_db[None]
     still = np.broadcast_to(truth[:, :1], truth.shape)
     found = {name: np.stack(values) for name, values in db.items()}  # [seeds, N]
@@ -146,6 +151,12 @@ def paired_table(
         _row("video of a camera that rests, dB", found["rest"]),
         _row("its video, SSIM", np.stack(likeness)),
         _row("first frame standing still, SSIM", ssim(still[:, 1:], truth[:, 1:])[None]),
+        _row(f"its video, {PERCEPTUAL}", np.stack(apart["own"])),
+        _row(f"video of the other path's cameras, {PERCEPTUAL}", np.stack(apart["other"])),
+        _row(
+            f"first frame standing still, {PERCEPTUAL}",
+            perceptual_distance(still[:, 1:], truth[:, 1:])[None],
+        ),
         _row("share nearer to its own than to the other truth", found["own"] > found["against other truth"]),
         _row("share nearer than the still frame", found["own"] > still_db),
     ]

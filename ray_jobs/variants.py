@@ -24,6 +24,8 @@ from worldline.annotate.camera import Intrinsics
 from worldline.datasets.commit_log import replace_file
 from worldline.datasets.synthetic_walks import Walks
 from worldline.evaluate.following import bootstrap, psnr_db, ssim
+from worldline.evaluate.perceptual import NAME as PERCEPTUAL
+from worldline.evaluate.perceptual import perceptual_distance
 from worldline.evaluate.page import film_strips, page_html, write_page
 from worldline.model.quantize import weight_bytes
 from worldline.model.sampler import DISTILLED_SIGMAS
@@ -213,6 +215,7 @@ def measured(
     scores = {
         "PSNR against its path's truth, dB": own_db,
         "SSIM": np.stack([ssim(each[:, 1:], truth[:, 1:]) for each in made]),
+        PERCEPTUAL: np.stack([perceptual_distance(each[:, 1:], truth[:, 1:]) for each in made]),
         "nearer to its own than to the other truth": (own_db > other_db).astype(np.float64),
         "nearer than the still frame": (own_db > still).astype(np.float64),
     }

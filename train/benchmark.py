@@ -25,6 +25,8 @@ from worldline.datasets.schema import MissingBackend
 from worldline.datasets.synthetic_places import RenderedPlace
 from worldline.evaluate.benchmark_paths import POSES_PER_S, BenchmarkPath, make_path, splits
 from worldline.evaluate.following import bootstrap, psnr_db, ssim, static_camera
+from worldline.evaluate.perceptual import NAME as PERCEPTUAL
+from worldline.evaluate.perceptual import perceptual_distance
 from worldline.evaluate.page import film_strips, page_html, write_page
 from worldline.evaluate.recovered import RecoveredPath, disagreement, recover_path, score_path
 from worldline.filters.piqe import piqe
@@ -191,14 +193,17 @@ def scores(
     window = max(2, round(WINDOW_S * fps))
     first, last = slice(1, window), slice(-window + 1, None)
     is_truth = video is truth
+    looks = slice(1, None, max(1, round(fps / 2)))
     found: dict[str, float | None] = {
         "PSNR, first 10 s, dB": None
         if is_truth
         else float(psnr_db(video[None, first], truth[None, first])[0]),
         "PSNR, last 10 s, dB": None if is_truth else float(psnr_db(video[None, last], truth[None, last])[0]),
         "SSIM": float(ssim(video[None, 1:], truth[None, 1:])[0]),
+        PERCEPTUAL: float(perceptual_distance(video[None, looks], truth[None, looks])[0]),
         "revisit PSNR, dB": None,
         "revisit SSIM": None,
+        f"revisit {PERCEPTUAL}": None,
         "drift, PIQE": float(np.mean(_piqe(video[last])) - np.mean(_piqe(video[first]))),
     }
     pairs = [(a, b) for a, b in pairs if a != b]
@@ -207,6 +212,7 @@ def scores(
         earlier, later = (video[[pair[k] for pair in pairs]][:, None] for k in (0, 1))
         found["revisit PSNR, dB"] = float(np.mean(np.minimum(psnr_db(later, earlier), 60.0)))
         found["revisit SSIM"] = float(ssim(later, earlier).mean())
+        found[f"revisit {PERCEPTUAL}"] = float(perceptual_distance(later, earlier).mean())
     return found
 
 
