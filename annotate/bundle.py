@@ -1,22 +1,19 @@
-"""Bundle adjustment: cameras, points and observations in, their least-squares optimum and its covariance out.
+"""Bundle adjustment: cameras, points and observations in, their least-squares optimum out.
 
 Levenberg-Marquardt on reprojection errors with the points eliminated (Schur complement; Triggs et al. 2000,
 Sec. 6) in compiled loops, so that a one-minute clip takes hundredths of a second an iteration. Unlike a
-general solver it knows what this product needs: per-camera focal lengths tied by a smoothness prior, depth
-measurements with a free scale per camera, and the covariance of all poses. Residual weights are robust (Huber
-or Cauchy, re-weighted each iteration).
+general solver it knows what this product needs: per-camera focal lengths tied by a smoothness prior and depth
+measurements with a free scale per camera. Residual weights are robust (Huber or Cauchy, re-weighted each
+iteration).
 
 Parameters: camera i has `cam_from_world` perturbed as R <- exp(w) R, t <- t + d; optionally log focal length
 and log depth scale. All cameras share log focal length and (k1, k2) where those are free. The principal point
-is given. Gauge: the optimiser leaves it to the damping; `covariance` states its own.
+is given. Gauge: the optimiser leaves it to the damping; annotate/bundle_covariance.py states its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-import numpy as np
-import scipy.linalg
+from dataclasses import replace
 
 from worldline.annotate import bundle_kernels as kernels
 from worldline.annotate.bundle_problem import (
@@ -29,7 +26,7 @@ from worldline.annotate.bundle_problem import (
     prior_cost,
     robust_cost,
 )
-from worldline.annotate.bundle_system import Layout, apply_step, normal_equations, reduce, solve
+from worldline.annotate.bundle_system import Layout, apply_step, normal_equations, solve
 
 
 def adjust(bundle: Bundle, config: BundleConfig) -> Bundle:
@@ -96,60 +93,3 @@ def _settled(bundle: Bundle, config: BundleConfig, layout: Layout) -> Bundle:
         float(config.loss_scale),
     )
     return replace(bundle, points_in_world=points)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoseCovariance:
-    """Posterior covariance of the cameras."""
-
-    camera: np.ndarray
-    """[C, 6, 6] covariance of (rotation vector in camera axes, camera centre in world axes); zero for the
-    gauge camera."""
-    log_focal_sigma: float
-    """1-sigma of the shared log focal length; NaN where it was not free."""
-
-
-def covariance(bundle: Bundle, config: BundleConfig, *, gauge_cam: int = 0) -> PoseCovariance:
-    """Covariance of all poses with the points marginalised, at an adjusted bundle, in units of `sigma_px`.
-
-    Gauge: camera `gauge_cam` is held, and the rms distance of the camera centres from it is held, which fixes
-    the one scale a monocular clip leaves free. Raises numpy.linalg.LinAlgError where the poses are not determined.
-    """
-    layout = Layout.of(bundle, config)
-    terms = linearise(bundle, config)
-    _, weight = robust_cost(bundle, config, terms)
-    system = normal_equations(bundle, config, terms, weight, layout, bundle)
-    reduced, _ = reduce(system, 0.0, layout)
-    size, num_cams = layout.size, len(bundle.cam_from_world)
-    # Change of variables from the translation t to the centre C = -R^T t: dt = -R dC + hat(t) w.
-    rotation, translation = bundle.cam_from_world[:, :, :3], bundle.cam_from_world[:, :, 3]
-    centre = -np.einsum("cji,cj->ci", rotation, translation)
-    change = np.zeros((num_cams, layout.per_cam, layout.per_cam))
-    change[:, range(layout.per_cam), range(layout.per_cam)] = 1.0
-    x, y, z = translation.T
-    zero = np.zeros_like(x)
-    change[:, 3:6, 0:3] = -np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(-1, 3, 3)
-    change[:, 3:6, 3:6] = -rotation
-    blocks = reduced[: layout.num_cam, :].reshape(num_cams, layout.per_cam, size)
-    reduced[: layout.num_cam, :] = np.einsum("cji,cjn->cin", change, blocks).reshape(layout.num_cam, size)
-    blocks = reduced[:, : layout.num_cam].reshape(size, num_cams, layout.per_cam)
-    reduced[:, : layout.num_cam] = np.einsum("ncj,cji->nci", blocks, change).reshape(size, layout.num_cam)
-    offset = centre - centre[gauge_cam]
-    scale_direction = np.zeros(size)
-    scale_direction[: layout.num_cam].reshape(num_cams, layout.per_cam)[:, 3:6] = offset
-    norm = np.linalg.norm(scale_direction)
-    if norm > 0:
-        scale_direction /= norm
-        reduced += np.outer(scale_direction, scale_direction) * np.trace(reduced) * 10
-    keep = np.ones(size, dtype=bool)
-    keep[gauge_cam * layout.per_cam : gauge_cam * layout.per_cam + 6] = False
-    factor = scipy.linalg.cho_factor(reduced[np.ix_(keep, keep)], lower=True, check_finite=False)
-    inverse = scipy.linalg.cho_solve(factor, np.eye(int(keep.sum())), check_finite=False)
-    full = np.zeros((size, size))
-    full[np.ix_(keep, keep)] = inverse
-    cams = full[: layout.num_cam, : layout.num_cam].reshape(
-        num_cams, layout.per_cam, num_cams, layout.per_cam
-    )
-    diagonal = cams[np.arange(num_cams), :, np.arange(num_cams), :][:, :6, :6]
-    focal_sigma = float(np.sqrt(full[layout.num_cam, layout.num_cam])) if config.free_focal else float("nan")
-    return PoseCovariance(camera=diagonal, log_focal_sigma=focal_sigma)

@@ -1,6 +1,7 @@
 """Bundle adjustment, the linear algebra: normal equations, their Schur complement, and the step.
 
-Used by annotate/bundle.py alone. The unknowns are C blocks of `per_cam`, then the shared ones; points are
+Used by annotate/bundle.py and annotate/bundle_covariance.py alone.
+The unknowns are C blocks of `per_cam`, then the shared ones; points are
 eliminated.
 """
 
@@ -64,7 +65,7 @@ def normal_equations(
             terms["cam"], terms["shared"], residual, root, system["cam_idx"], num_cams, a, b
         )
         _hold(a, bundle, config, layout)
-        _add_priors(a, b, bundle, config, layout, start)
+        add_priors(a, b, bundle, config, layout, start)
         system |= {"a": a, "b": b}
     if config.free_points:
         num_points = len(bundle.points_in_world)
@@ -88,7 +89,7 @@ def _hold(a: np.ndarray, bundle: Bundle, config: BundleConfig, layout: Layout) -
     a[at, at] += 1e14
 
 
-def _add_priors(
+def add_priors(
     a: np.ndarray,
     b: np.ndarray,
     bundle: Bundle,
@@ -96,6 +97,7 @@ def _add_priors(
     layout: Layout,
     start: Bundle,
 ) -> None:
+    """Adds what the priors on the cameras know to a [n, n] and b [n]."""
     log_focal = np.log(bundle.focal_px)
     if config.free_camera_focal:
         at = np.arange(len(log_focal)) * layout.per_cam + 6

