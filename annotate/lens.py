@@ -90,7 +90,7 @@ def hold_centre(mapper: Mapper, config: LensConfig) -> None:
     prior_px = mapper.freedom.centre_prior_px
     if mapper.known_focal or prior_px is None:
         return
-    bundle, _ = mapper.bundle(mapper.longest_tracks(config.num_tracks))
+    bundle, (keyframes, tracks) = mapper.bundle(mapper.longest_tracks(config.num_tracks))
     bundle = replace(bundle, sigma_px=scatter(bundle))
     settings = mapper.camera_config(max_iterations=40, relative_tolerance=1e-5)
     free = adjust(bundle, settings)
@@ -98,10 +98,10 @@ def hold_centre(mapper: Mapper, config: LensConfig) -> None:
     if free.cost < held.cost * (1 - config.min_centre_gain):
         return
     mapper.freedom = replace(mapper.freedom, is_centre_held=True)
-    mapper.map.centre_px = np.array(prior_px)
-    for _ in range(2):
-        mapper.adjust_sharply(max_iterations=30)
-        mapper.drop_outliers()
+    mapper.take(held, keyframes, tracks)
+    mapper.settle_points()
+    mapper.adjust_sharply(max_iterations=30)
+    mapper.drop_outliers()
 
 
 def _bend(best: Bundle, freedom: CameraFreedom, config: LensConfig) -> tuple[Bundle, CameraFreedom]:

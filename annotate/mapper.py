@@ -310,6 +310,11 @@ class Mapper:
         config = self.camera_config(max_iterations=max_iterations, relative_tolerance=1e-5)
         self.take(adjust(replace(bundle, sigma_px=sigma_px), config), keyframes, tracks)
 
+    def settle_points(self) -> None:
+        """Moves all points to where the cameras as they are see them."""
+        bundle, (keyframes, tracks) = self.bundle(self.rows())
+        self.take(adjust(bundle, BundleConfig(free_poses=False, max_iterations=5)), keyframes, tracks)
+
     def _adjust_local(self, kf: int) -> None:
         """Moves the keyframes around `kf` and the points they see; older keyframes that see these stay
         put."""

@@ -134,7 +134,7 @@ def _start_pairs(mapper: Mapper) -> list[tuple[int, int]]:
                 continue
             xy_a, xy_b = mapper.map.xy_px[a], mapper.map.xy_px[b]
             homography, mask = cv2.findHomography(
-                xy_a, xy_b, cv2.RANSAC, 1.5 * mapper.max_error_px / 3, maxIters=200
+                xy_a, xy_b, cv2.USAC_FAST, 1.5 * mapper.max_error_px / 3, maxIters=200
             )
             if homography is None:
                 continue
