@@ -20,6 +20,9 @@ from worldline.annotate.tracks import Tracks
 from worldline.annotate.triangulate import meet_rays, ray_spread
 from worldline.datasets.schema import ClipRejected
 
+_SLACK = 2.0
+"""Times the usual error at which a keyframe is posed when none can be otherwise: a map that is still rough predicts its
+next view a few pixels off, and the adjustment over both mends that. What fits the whole map badly is judged at its end."""
 _FAR_OUT = 10.0
 """Sigmas of the residuals' scatter from which an observation has no say in the last adjustments."""
 
@@ -119,12 +122,17 @@ class Mapper:
         grows."""
         failed: set[int] = set()
         posed_at_adjustment = int(self.map.is_posed.sum())
-        since_local = 0
-        while (kf := self._next(failed)) is not None:
-            if not self.pose(kf):
+        since_local, slack = 0, 1.0
+        while (kf := self._next(failed)) is not None or (failed and slack == 1.0):
+            if kf is None:
+                slack = _SLACK
+                failed.clear()
+                continue
+            if not self.pose(kf, slack=slack):
                 failed.add(kf)
                 continue
             failed.clear()
+            slack = 1.0
             self.triangulate(self._neighbours(kf))
             since_local += 1
             num_posed = int(self.map.is_posed.sum())
@@ -155,9 +163,9 @@ class Mapper:
         posed = np.flatnonzero(self.map.is_posed)
         return posed[np.abs(posed - kf) <= self.config.window + 2]
 
-    def pose(self, kf: int) -> bool:
+    def pose(self, kf: int, *, slack: float = 1.0) -> bool:
         """Poses a keyframe from the points it sees, starting at its nearest neighbour, by RANSAC where that
-        fails."""
+        fails. `slack`: how many times the usual error an inlier may have."""
         rows = self.rows_of_kf[kf]
         rows = rows[np.isfinite(self.map.points[self.map.track_idx[rows], 0])]
         if len(rows) < self.config.min_points:
@@ -170,7 +178,7 @@ class Mapper:
                 continue
             bundle = self.bundle(rows, cam_from_world[None])[0]
             bundle = resect(replace(bundle, sigma_px=self.max_error_px / 3))
-            is_inlier = reprojection_errors(bundle) < self.max_error_px
+            is_inlier = reprojection_errors(bundle) < slack * self.max_error_px
             if is_inlier.sum() >= self.config.min_points and is_inlier.mean() > 0.5:
                 self.map.cam_from_world[kf] = bundle.cam_from_world[0]
                 self.map.is_inlier[rows] = is_inlier
@@ -192,7 +200,7 @@ class Mapper:
             iterationsCount=300,
             reprojectionError=self.max_error_px / self.map.focal_px,
             confidence=0.999,
-            flags=cv2.SOLVEPNP_SQPNP,
+            flags=cv2.SOLVEPNP_AP3P,
         )
         is_inlier = np.zeros(len(points), dtype=bool)
         if not ok or inliers is None:

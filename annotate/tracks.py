@@ -198,12 +198,19 @@ class _Tracker:
         if len(self.xy) == 0:
             self._set_motion(np.zeros((0, 2)))
             return
-        found, ok = self._align(self.last_frame[0], grey, self.xy, self.xy, self.num_levels)
-        back, ok_back = self._align(grey, self.last_frame[0], found, self.xy, 0)
-        ok &= ok_back & (np.linalg.norm(back - self.xy, axis=1) < self.config.backward_px)
-        anchored, ok_anchored = self._align(self.anchor_grey, grey, self.anchor_xy, found, 0)
-        near = ok_anchored & (np.linalg.norm(anchored - found, axis=1) < 1.0)
-        found = np.where(near[:, None], anchored, found)
+        last_grey = self.last_frame[0]
+        found, ok = self._align(last_grey, grey, self.xy, self.xy, self.num_levels)
+        agrees = np.zeros(len(found), dtype=bool)
+        if last_grey is not self.anchor_grey:
+            anchored, ok_anchored = self._align(self.anchor_grey, grey, self.anchor_xy, found, 0)
+            agrees = ok_anchored & (np.linalg.norm(anchored - found, axis=1) < 1.0)
+            found = np.where(agrees[:, None], anchored, found)
+        # Two templates that lead to one place are proof enough; where there is one, it must lead back.
+        alone = np.flatnonzero(ok & ~agrees)
+        if len(alone) > 0:
+            back, ok_back = self._align(grey, last_grey, found[alone], self.xy[alone], 0)
+            returned = np.linalg.norm(back - self.xy[alone], axis=1) < self.config.backward_px
+            ok[alone] = ok_back & returned
         border = 2.0
         inside = np.all(
             (found > border) & (found < np.array([self.width - border, self.height - border])), axis=1
