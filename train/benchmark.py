@@ -20,14 +20,16 @@ import cv2
 import numpy as np
 
 from worldline.annotate.camera import Intrinsics
+from worldline.datasets.clip_video import cover
 from worldline.datasets.commit_log import replace_file
 from worldline.datasets.schema import MissingBackend
 from worldline.datasets.synthetic_places import RenderedPlace
-from worldline.evaluate.benchmark_paths import POSES_PER_S, BenchmarkPath, make_path, splits
+from worldline.evaluate.benchmark_paths import POSES_PER_S, BenchmarkPath, make_path, revisits, splits
 from worldline.evaluate.following import bootstrap, psnr_db, ssim, static_camera
 from worldline.evaluate.page import film_strips, page_html, write_page
 from worldline.evaluate.perceptual import NAME as PERCEPTUAL
 from worldline.evaluate.perceptual import perceptual_distance
+from worldline.evaluate.published_bench import manifest, published_scenes
 from worldline.evaluate.recovered import RecoveredPath, disagreement, recover_path, score_path
 from worldline.filters.piqe import piqe
 from worldline.train.checkpoint import load_run, weights_key
@@ -51,7 +53,10 @@ class BenchmarkConfig:
     split: str = "both"
     """simple, hard or both."""
     scenes: int = 16
-    """Rendered rooms; their numbers begin at `first_scene`."""
+    """Rendered rooms, whose numbers begin at `first_scene`, or scenes of `bench` in each split."""
+    bench: Path | None = None
+    """Folder of SANA-WM-Bench as published: its first `scenes` pictures, paths and prompts in place of rendered rooms.
+    There is no truth there, so what needs one stays empty; videos are named as its own evaluators want them."""
     first_scene: int = 1
     """1 is the recipe's room of training, which so is measured too."""
     seconds: float = 60.0
@@ -112,6 +117,9 @@ def measured(config: BenchmarkConfig, generator: RunGenerator) -> Iterator[dict[
     config.out.mkdir(parents=True, exist_ok=True)
     key = {"weights": weights_key(generator.model), "steps": config.steps, "seed": config.seed}
     key |= {"seconds": config.seconds, "fov_x_deg": config.fov_x_deg, "engines": list(config.engines)}
+    if config.bench is not None:
+        yield from _published(config, generator, key | {"bench": True})
+        return
     templates, started_s, made = splits(config.split), time.monotonic(), 0
     for k in range(config.scenes):
         room = config.first_scene + k
@@ -125,11 +133,46 @@ def measured(config: BenchmarkConfig, generator: RunGenerator) -> Iterator[dict[
                 )
                 left_s = (time.monotonic() - started_s) / made * left
                 logger.info("room %d, %s: %s, %.0f s left", room, row["path"], row["outcome"], left_s)
-        for path in paths.values():
-            kept = json.loads(path.read_text())
-            if kept["key"] != key:
-                raise ValueError(f"{path} is of another run or setting: give another --out")
-            yield kept["row"]
+        yield from (_kept(path, key) for path in paths.values())
+
+
+def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any]:
+    """The row on disk. Raises ValueError where it is of another run or setting."""
+    kept = json.loads(path.read_text())
+    if kept["key"] != key:
+        raise ValueError(f"{path} is of another run or setting: give another --out")
+    row: dict[str, Any] = kept["row"]
+    return row
+
+
+def _published(
+    config: BenchmarkConfig, generator: RunGenerator, key: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Rows of SANA-WM-Bench's scenes, each of which is a room of its own; those on disk are not made again."""
+    assert config.bench is not None
+    for split in ("simple", "hard") if config.split == "both" else (config.split,):
+        folder = config.out / f"{split}_60s"
+        folder.mkdir(exist_ok=True)
+        names = [row["id"] for row in manifest(config.bench, split)][: config.scenes]
+        paths = {name: folder / f"{name}.json" for name in names}
+        done = frozenset(name for name, path in paths.items() if path.exists())
+        others = frozenset(row["id"] for row in manifest(config.bench, split)) - set(names)
+        for scene in published_scenes(config.bench, split, skip=done | others):
+            frame, lens = cover(scene.first_frame[None], scene.intrinsics, generator.width, generator.height)
+            poses = scene.first_from_cam[: round(config.seconds * POSES_PER_S) + 1]
+            walk = BenchmarkPath(
+                name=scene.name,
+                split=split,
+                first_from_cam=poses,
+                reach_m=float(np.linalg.norm(poses[:, :, 3], axis=1).max()),
+                revisits=revisits(poses),
+            )
+            out = folder / f"{scene.name}_generated.mp4"
+            row = {"room": scene.name, "path": f"{split} path", "split": split}
+            row |= _made(config, generator, frame[0], lens, walk, out, truth=None, prompt=scene.prompt)
+            replace_file(paths[scene.name], json.dumps({"key": key, "row": row}).encode())
+            logger.info("%s, %s: %s", split, scene.name, row["outcome"])
+        yield from (_kept(path, key) for path in paths.values())
 
 
 def _rows_of_room(
@@ -150,23 +193,32 @@ def _rows_of_room(
             except ValueError as error:
                 yield row | {"outcome": str(error)}
                 continue
-            yield row | _made(config, generator, place, walk, paths[template.name].with_suffix(".mp4"))
+            truth = place.frames(walk.first_from_cam[:: generator.frame_step])
+            out = paths[template.name].with_suffix(".mp4")
+            yield row | _made(config, generator, truth[0], place.camera, walk, out, truth=truth)
 
 
 def _made(
-    config: BenchmarkConfig, generator: RunGenerator, place: RenderedPlace, walk: BenchmarkPath, out: Path
+    config: BenchmarkConfig,
+    generator: RunGenerator,
+    first_frame: np.ndarray,
+    lens: Intrinsics,
+    walk: BenchmarkPath,
+    out: Path,
+    *,
+    truth: np.ndarray | None,
+    prompt: str = "",
 ) -> dict[str, Any]:
     """The video, and what it is worth."""
     poses = walk.first_from_cam[:: generator.frame_step]
-    truth = place.frames(poses)
     started_s = time.perf_counter()
-    frames = generator.stream(truth[0], poses, place.camera, steps=config.steps, seed=config.seed)
-    made = np.stack(list(frames))
+    options: dict[str, Any] = {"steps": config.steps, "seed": config.seed, "prompt": prompt}
+    made = np.stack(list(generator.stream(first_frame, poses, lens, **options)))
     took_s = time.perf_counter() - started_s
     fps = POSES_PER_S / generator.frame_step
     write_video(out, iter(made), fps=fps)
     pairs = [(a // generator.frame_step, b // generator.frame_step) for a, b in walk.revisits]
-    still = np.broadcast_to(truth[:1], truth.shape)
+    still = np.broadcast_to(first_frame[None], made.shape)
     row: dict[str, Any] = {
         "outcome": "made",
         "reach_m": walk.reach_m,
@@ -174,38 +226,41 @@ def _made(
         "seconds_to_make": took_s,
     }
     for name, video in (("run", made), (STILL, still), (TRUTH, truth)):
+        if video is None:
+            continue
         row |= {f"{name}: {what}": value for what, value in scores(video, truth, pairs, fps).items()}
         is_still = name == STILL
-        found = camera_errors(None if is_still else video, place.camera, poses, fps, config.engines)
+        found = camera_errors(None if is_still else video, lens, poses, fps, config.engines)
         row |= {f"{name}: {what}": value for what, value in found.items()}
     strips = config.out / "strips.png"
     if not strips.exists():
         at = np.arange(0, len(made), max(1, round(WINDOW_S * fps)))
-        picture = film_strips({f"{walk.name}: generated": made[at], f"{walk.name}: truth": truth[at]})
-        cv2.imwrite(str(strips), picture[..., ::-1])
+        shown = {f"{walk.name}: generated": made[at]}
+        if truth is not None:
+            shown[f"{walk.name}: truth"] = truth[at]
+        cv2.imwrite(str(strips), film_strips(shown)[..., ::-1])
     return row
 
 
 def scores(
-    video: np.ndarray, truth: np.ndarray, pairs: list[tuple[int, int]], fps: float
+    video: np.ndarray, truth: np.ndarray | None, pairs: list[tuple[int, int]], fps: float
 ) -> dict[str, float | None]:
-    """Of one video [F, H, W, 3] uint8 against the truth; None where a score has nothing to be told from."""
+    """Of one video [F, H, W, 3] uint8 against the truth, where there is one; None where a score has nothing to be told
+    from."""
     window = max(2, round(WINDOW_S * fps))
     first, last = slice(1, window), slice(-window + 1, None)
-    is_truth = video is truth
     looks = slice(1, None, max(1, round(fps / 2)))
-    found: dict[str, float | None] = {
-        "PSNR, first 10 s, dB": None
-        if is_truth
-        else float(psnr_db(video[None, first], truth[None, first])[0]),
-        "PSNR, last 10 s, dB": None if is_truth else float(psnr_db(video[None, last], truth[None, last])[0]),
-        "SSIM": float(ssim(video[None, 1:], truth[None, 1:])[0]),
-        PERCEPTUAL: float(perceptual_distance(video[None, looks], truth[None, looks])[0]),
-        "revisit PSNR, dB": None,
-        "revisit SSIM": None,
-        f"revisit {PERCEPTUAL}": None,
-        "drift, PIQE": float(np.mean(_piqe(video[last])) - np.mean(_piqe(video[first]))),
-    }
+    found: dict[str, float | None] = dict.fromkeys(
+        ("PSNR, first 10 s, dB", "PSNR, last 10 s, dB", "SSIM", PERCEPTUAL)
+    )
+    if truth is not None:
+        if video is not truth:
+            found["PSNR, first 10 s, dB"] = float(psnr_db(video[None, first], truth[None, first])[0])
+            found["PSNR, last 10 s, dB"] = float(psnr_db(video[None, last], truth[None, last])[0])
+        found["SSIM"] = float(ssim(video[None, 1:], truth[None, 1:])[0])
+        found[PERCEPTUAL] = float(perceptual_distance(video[None, looks], truth[None, looks])[0])
+    found |= dict.fromkeys(("revisit PSNR, dB", "revisit SSIM", f"revisit {PERCEPTUAL}"))
+    found["drift, PIQE"] = float(np.mean(_piqe(video[last])) - np.mean(_piqe(video[first])))
     pairs = [(a, b) for a, b in pairs if a != b]
     is_still = bool(np.array_equal(video[0], video[-1]) and np.array_equal(video[0], video[len(video) // 2]))
     if pairs and not is_still:  # a standing picture remembers perfectly, and shows nothing
@@ -265,6 +320,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         chosen = [row for row in done if row["split"] == split]
         for name in ("run", STILL, TRUTH):
             line: dict[str, Any] = {"split": split, "video": name, "paths": len(chosen)}
+            if not any(key.startswith(f"{name}: ") for key in chosen[0]):
+                continue  # there is no truth of published pictures
             for key in (key for key in chosen[0] if key.startswith(f"{name}: ")):
                 if not key.endswith("outcome"):
                     line[key.removeprefix(f"{name}: ")] = _interval(chosen, key)
@@ -273,7 +330,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _interval(rows: list[dict[str, Any]], key: str) -> str | None:
-    rooms: dict[int, list[float]] = {}
+    rooms: dict[int | str, list[float]] = {}
     for row in rows:
         if row.get(key) is not None and np.isfinite(row[key]):
             rooms.setdefault(row["room"], []).append(row[key])

@@ -15,6 +15,7 @@ from worldline.evaluate.following import (
     ssim,
     static_camera,
 )
+from worldline.evaluate.perceptual import NAME as PERCEPTUAL
 from worldline.train.actions import ActionConfig, poses_of_actions
 
 RNG = np.random.default_rng(0)
@@ -80,6 +81,7 @@ def test_the_paired_table_knows_a_follower_from_a_model_that_ignores_the_camera(
     assert own > 40
     assert found["video of the other path's cameras, dB"] < own
     assert found["video of a camera that rests, dB"] < own
+    assert found[f"its video, {PERCEPTUAL}"] < 0.2 * found[f"video of the other path's cameras, {PERCEPTUAL}"]
     found = {row["what"]: row["mean"] for row in paired_table(ignorer, truth, paths, noise_seeds=1)}
     assert found["share nearer to its own than to the other truth"] == 0.5
 
