@@ -16,11 +16,14 @@ import numpy as np
 from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors
 from worldline.annotate.camera import Intrinsics, unproject
+from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.mapper import keyframe_observations
 from worldline.annotate.tracks import Tracks
 
 _TRACKS_PER_KEYFRAME = 150
 """Tracks of each keyframe in the rotation fit."""
+_TRACKS_OF_A_PAIR = 60
+"""Fewest common tracks of two keyframes that are asked whether they lie on a plane."""
 _HOPELESS = 0.35
 """Inlier share of the first rotation fit under which no other focal length is tried."""
 
@@ -57,6 +60,11 @@ class DegeneracyConfig:
     path, may be another's."""
     planar_distance: float = 0.025
     """Largest distance from that plane, over the point's distance from the path."""
+    flat_share: float = 0.93
+    """Share of the tracks between keyframes far apart that one homography explains (median over the pairs), from which
+    the clip is planar as well: under a wrong focal length the map of a plane is bent."""
+    flat_px: float = 2.0
+    """Error up to which it does."""
     zoom_log_range: float = 0.04
     """Range of the log focal length over a turning clip from which it counts as zooming."""
 
@@ -114,6 +122,31 @@ def is_planar(points: np.ndarray, centre: np.ndarray, config: DegeneracyConfig) 
     offset = np.abs(points @ normal.T - np.sum(normal * triples[:, 0], axis=1))
     near = offset < config.planar_distance * np.linalg.norm(points, axis=1)[:, None]
     return bool(near.mean(axis=0)[length[:, 0] > 0].max(initial=0.0) > config.planar_share)
+
+
+def looks_flat(keyframe_map: KeyframeMap, config: DegeneracyConfig, *, num_pairs: int = 8) -> bool:
+    """Whether one homography takes each keyframe's inliers to the furthest keyframe that shares enough of them."""
+    rows = np.flatnonzero(keyframe_map.is_inlier & keyframe_map.is_posed[keyframe_map.kf_idx])
+    rows = rows[np.argsort(keyframe_map.kf_idx[rows], kind="stable")]
+    num_kf = len(keyframe_map.cam_from_world)
+    bounds = np.searchsorted(keyframe_map.kf_idx[rows], np.arange(num_kf + 1))
+    threshold = config.flat_px * max(keyframe_map.width, keyframe_map.height) / 640
+    shares = []
+    for first in np.unique(np.linspace(0, max(num_kf - 2, 0), num_pairs).astype(int)):
+        a = rows[bounds[first] : bounds[first + 1]]
+        for second in range(num_kf - 1, first, -1):
+            b = rows[bounds[second] : bounds[second + 1]]
+            _, at_a, at_b = np.intersect1d(
+                keyframe_map.track_idx[a], keyframe_map.track_idx[b], return_indices=True
+            )
+            if len(at_a) < _TRACKS_OF_A_PAIR:
+                continue
+            matrix, is_inlier = cv2.findHomography(
+                keyframe_map.ideal_px(a[at_a]), keyframe_map.ideal_px(b[at_b]), cv2.RANSAC, threshold
+            )
+            shares.append(0.0 if matrix is None else float(is_inlier.mean()))
+            break
+    return len(shares) > 0 and float(np.median(shares)) > config.flat_share
 
 
 def fit_rotation(

@@ -23,6 +23,7 @@ from worldline.annotate.degeneracy import (
     is_planar,
     is_static,
     is_zooming,
+    looks_flat,
 )
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.lens import LensConfig, choose_camera, hold_centre
@@ -185,7 +186,9 @@ def _conclude(
     parallax = mapper.median_angle_deg()
     label = "low_parallax" if parallax < config.low_parallax_deg else "ok"
     middle = np.nanmedian(invert(poses.cam_from_world[registered])[:, :, 3], axis=0)
-    if label == "ok" and is_planar(mapper.map.points, middle, config.degeneracy):
+    if label == "ok" and (
+        is_planar(mapper.map.points, middle, config.degeneracy) or looks_flat(mapper.map, config.degeneracy)
+    ):
         label = "planar"
     reconstruction = _reconstruction(tracks, times, mapper.map, poses, inliers)
     logger.info(
