@@ -23,6 +23,11 @@ from worldline.annotate.mapper import Mapper, MappingConfig, keyframe_observatio
 from worldline.annotate.tracks import Tracks
 from worldline.datasets.schema import ClipRejected
 
+_BESIDE = 2
+"""Keyframes by which both ends of two pairs may differ that count as neighbours."""
+_MAX_PAIRS = 12
+"""Pairs of keyframes that are tried for a start."""
+
 
 def map_keyframes(
     tracks: Tracks, config: MappingConfig, start: Intrinsics | None = None, *, is_known: bool = False
@@ -144,7 +149,13 @@ def _start_pairs(mapper: Mapper) -> list[tuple[int, int]]:
             if second == num_kf - 1:
                 break
     scored.sort(reverse=True)
-    return [(first, second) for _, first, second in scored[:6]]
+    # What keeps one pair from giving a start keeps its neighbours too: they come last.
+    apart: list[tuple[int, int]] = []
+    beside: list[tuple[int, int]] = []
+    for _, first, second in scored:
+        is_beside = any(max(abs(first - a), abs(second - b)) <= _BESIDE for a, b in apart)
+        (beside if is_beside else apart).append((first, second))
+    return (apart + beside)[:_MAX_PAIRS]
 
 
 def _try_start(whole: Mapper, first: int, second: int, focal: float) -> tuple[float, KeyframeMap] | None:
