@@ -8,7 +8,6 @@ benchmark's folder. The first frames are generated pictures: there is no true vi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,35 +52,30 @@ def manifest(folder: Path, split: str) -> list[dict[str, str]]:
     return rows
 
 
-def published_scenes(
-    folder: Path, split: str, *, skip: frozenset[str] = frozenset()
-) -> Iterator[PublishedScene]:
-    """Scenes of one split but for those named in `skip`, in the manifest's order.
+def published_scene(folder: Path, split: str, row: dict[str, str]) -> PublishedScene:
+    """The scene of one line of the manifest.
 
     Raises ValueError, naming the file, for a picture that does not open, a lens that changes along its path and a rate
     other than 16 poses a second.
     """
-    for row in manifest(folder, split):
-        if row["id"] in skip:
-            continue
-        picture_path = folder / "images" / f"{row['id']}.png"
-        picture = cv2.imread(str(picture_path), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise ValueError(f"{picture_path} is not a readable picture")
-        height, width = picture.shape[:2]
-        path = folder / row["camera_path"]
-        clip = read_sana_wm_bench(path, width=width, height=height)
-        assert clip.intrinsics is not None
-        lenses = np.asarray(clip.intrinsics.fxfycxcy_px)
-        if np.abs(lenses / lenses[0] - 1).max() > _STEADY:
-            raise ValueError(f"{path}: the lens changes along the path, which no stream of frames takes")
-        if not np.allclose(np.diff(clip.timestamps_s), 1 / POSES_PER_S, rtol=1e-3):
-            raise ValueError(f"{path}: poses are not {POSES_PER_S} a second")
-        yield PublishedScene(
-            name=row["id"],
-            split=split,
-            first_frame=np.ascontiguousarray(picture[..., ::-1]),
-            first_from_cam=compose(invert(clip.world_from_cam[:1]), clip.world_from_cam),
-            intrinsics=Intrinsics(fxfycxcy_px=lenses[0], width=width, height=height),
-            prompt=row["prompt"],
-        )
+    picture_path = folder / "images" / f"{row['id']}.png"
+    picture = cv2.imread(str(picture_path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ValueError(f"{picture_path} is not a readable picture")
+    height, width = picture.shape[:2]
+    path = folder / row["camera_path"]
+    clip = read_sana_wm_bench(path, width=width, height=height)
+    assert clip.intrinsics is not None
+    lenses = np.asarray(clip.intrinsics.fxfycxcy_px)
+    if np.abs(lenses / lenses[0] - 1).max() > _STEADY:
+        raise ValueError(f"{path}: the lens changes along the path, which no stream of frames takes")
+    if not np.allclose(np.diff(clip.timestamps_s), 1 / POSES_PER_S, rtol=1e-3):
+        raise ValueError(f"{path}: poses are not {POSES_PER_S} a second")
+    return PublishedScene(
+        name=row["id"],
+        split=split,
+        first_frame=np.ascontiguousarray(picture[..., ::-1]),
+        first_from_cam=compose(invert(clip.world_from_cam[:1]), clip.world_from_cam),
+        intrinsics=Intrinsics(fxfycxcy_px=lenses[0], width=width, height=height),
+        prompt=row["prompt"],
+    )

@@ -29,7 +29,7 @@ from worldline.evaluate.following import bootstrap, psnr_db, ssim, static_camera
 from worldline.evaluate.page import film_strips, page_html, write_page
 from worldline.evaluate.perceptual import NAME as PERCEPTUAL
 from worldline.evaluate.perceptual import perceptual_distance
-from worldline.evaluate.published_bench import manifest, published_scenes
+from worldline.evaluate.published_bench import manifest, published_scene
 from worldline.evaluate.recovered import RecoveredPath, disagreement, recover_path, score_path
 from worldline.filters.piqe import piqe
 from worldline.train.checkpoint import load_run, weights_key
@@ -153,11 +153,12 @@ def _published(
     for split in ("simple", "hard") if config.split == "both" else (config.split,):
         folder = config.out / f"{split}_60s"
         folder.mkdir(exist_ok=True)
-        names = [row["id"] for row in manifest(config.bench, split)][: config.scenes]
-        paths = {name: folder / f"{name}.json" for name in names}
-        done = frozenset(name for name, path in paths.items() if path.exists())
-        others = frozenset(row["id"] for row in manifest(config.bench, split)) - set(names)
-        for scene in published_scenes(config.bench, split, skip=done | others):
+        for line in manifest(config.bench, split)[: config.scenes]:
+            kept = folder / f"{line['id']}.json"
+            if kept.exists():
+                yield _kept(kept, key)
+                continue
+            scene = published_scene(config.bench, split, line)
             frame, lens = cover(scene.first_frame[None], scene.intrinsics, generator.width, generator.height)
             poses = scene.first_from_cam[: round(config.seconds * POSES_PER_S) + 1]
             walk = BenchmarkPath(
@@ -170,9 +171,9 @@ def _published(
             out = folder / f"{scene.name}_generated.mp4"
             row = {"room": scene.name, "path": f"{split} path", "split": split}
             row |= _made(config, generator, frame[0], lens, walk, out, truth=None, prompt=scene.prompt)
-            replace_file(paths[scene.name], json.dumps({"key": key, "row": row}).encode())
+            replace_file(kept, json.dumps({"key": key, "row": row}).encode())
             logger.info("%s, %s: %s", split, scene.name, row["outcome"])
-        yield from (_kept(path, key) for path in paths.values())
+            yield row
 
 
 def _rows_of_room(

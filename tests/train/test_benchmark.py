@@ -16,7 +16,7 @@ from worldline.datasets.synthetic_places import RenderedPlace
 from worldline.datasets.transforms import ViewConfig
 from worldline.evaluate.following import psnr_db
 from worldline.evaluate.perceptual import NAME as PERCEPTUAL
-from worldline.evaluate.published_bench import SPLIT_FOLDERS, published_scenes
+from worldline.evaluate.published_bench import SPLIT_FOLDERS, manifest, published_scene
 from worldline.model.camera_embedding import CameraGridConfig
 from worldline.model.config import ModelConfig
 from worldline.model.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
@@ -152,4 +152,4 @@ def test_a_lens_that_zooms_along_a_published_path_is_refused(published: Path) ->
     np.savez(path, **stored)
     split = next(split for split, folder in SPLIT_FOLDERS.items() if folder in path.parts)
     with pytest.raises(ValueError, match=r"a_1\.npz: the lens changes"):
-        list(published_scenes(published, split))
+        [published_scene(published, split, row) for row in manifest(published, split)]
