@@ -25,6 +25,10 @@ from worldline.annotate.keyframe_map import KeyframeMap, shutter_px
 from worldline.annotate.resection import resect
 from worldline.annotate.tracks import Tracks
 
+_STEP_OF_TURN, _STEP_OF_TRAVEL = 0.02, 0.002
+"""Prior 1-sigma of the change of log focal length from frame to frame: of a turning camera, whose zoom nothing else
+knows, and of a travelling one beside the zoom that lies between its keyframes."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FramePoses:
@@ -59,9 +63,9 @@ def pose_all_frames(
 ) -> FramePoses:
     """Poses every frame of a clip from its keyframe map.
 
-    free_translation=False: a camera that only turns. focal_px [T]: start values of a focal length that
-    changes from frame to frame and is then free; None: the map's. velocity_px [M, 2]: of all observations
-    (annotate/shutter.py), used where the map's shutter rolls.
+    free_translation=False: a camera that only turns. focal_px [T]: start values of a focal length that changes from
+    frame to frame and is then free but for a travelling camera's keyframes; None: the map's. velocity_px [M, 2]: of
+    all observations (annotate/shutter.py), used where the map's shutter rolls.
     """
     has_point = np.isfinite(keyframe_map.points[:, 0])
     rows = has_point[tracks.track_idx]
@@ -94,11 +98,15 @@ def pose_all_frames(
             free_points=False,
             free_translation=free_translation,
             free_camera_focal=focal_px is not None,
-            focal_step_sigma=0.02,
+            focal_step_sigma=_STEP_OF_TRAVEL if free_translation else _STEP_OF_TURN,
             max_iterations=6,
             loss_scale=2.0,
             relative_tolerance=1e-4,
         )
+        if free_translation:
+            bundle = replace(
+                bundle, is_fixed=np.isin(np.arange(num_frames), _mapped_frames(tracks, keyframe_map))
+            )
         bundle = adjust(bundle, config)
     error = reprojection_errors(bundle)
     is_inlier = error < max_error_px
@@ -106,10 +114,9 @@ def pose_all_frames(
     total = np.bincount(frame_idx, minlength=num_frames)
     registered = (count >= min_points) & (count >= 0.4 * np.maximum(total, 1))
     cam_from_world = np.where(registered[:, None, None], bundle.cam_from_world, np.nan)
-    posed_kf = np.flatnonzero(keyframe_map.is_posed)
-    kf_frames = np.array([kf.frame_idx for kf in tracks.keyframes])
-    cam_from_world[kf_frames[posed_kf]] = keyframe_map.cam_from_world[posed_kf]
-    registered[kf_frames[posed_kf]] = True
+    mapped = _mapped_frames(tracks, keyframe_map)
+    cam_from_world[mapped] = keyframe_map.cam_from_world[keyframe_map.is_posed]
+    registered[mapped] = True
     bundle = replace(
         bundle, cam_from_world=np.where(registered[:, None, None], cam_from_world, bundle.cam_from_world)
     )
@@ -125,14 +132,18 @@ def pose_all_frames(
     )
 
 
+def _mapped_frames(tracks: Tracks, keyframe_map: KeyframeMap) -> np.ndarray:
+    """Frames that are posed keyframes."""
+    return np.array([kf.frame_idx for kf in tracks.keyframes])[keyframe_map.is_posed]
+
+
 def _start_poses(tracks: Tracks, keyframe_map: KeyframeMap) -> np.ndarray:
     """Start values [T, 3, 4]: keyframes as mapped, frames between by interpolation, the rest as the nearest
     keyframe."""
-    posed = np.flatnonzero(keyframe_map.is_posed)
-    kf_frames = np.array([kf.frame_idx for kf in tracks.keyframes])[posed]
-    world_from_cam = invert(keyframe_map.cam_from_world[posed])
+    kf_frames = _mapped_frames(tracks, keyframe_map)
+    world_from_cam = invert(keyframe_map.cam_from_world[keyframe_map.is_posed])
     wanted = np.clip(np.arange(tracks.num_frames), kf_frames[0], kf_frames[-1])
-    if len(posed) == 1:
+    if len(kf_frames) == 1:
         rotation = np.broadcast_to(world_from_cam[0, :, :3], (tracks.num_frames, 3, 3))
     else:
         rotation = Slerp(kf_frames, Rotation.from_matrix(world_from_cam[:, :, :3]))(wanted).as_matrix()

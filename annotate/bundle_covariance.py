@@ -30,7 +30,7 @@ class PoseCovariance:
     """[C, 6, 6] covariance of (rotation vector in camera axes, camera centre in world axes); zero for the
     gauge camera."""
     log_focal_sigma: float
-    """1-sigma of the shared log focal length; NaN where it was not free."""
+    """1-sigma of the shared log focal length, of the cameras' own (rms) where each has its own; NaN where none was free."""
     togetherness: float
     """1-sigma of the centres that is robust to residuals of one part of a frame sharing their errors, over that of
     `camera` (rms over cameras): 1 where they are independent and as large as sigma_px. NaN without a second camera."""
@@ -79,8 +79,11 @@ def covariance(
         sensitivity = config.centre_sigma_px * (full @ reduced[:, is_considered])
         considered = sensitivity @ sensitivity.T
     focal_sigma = float("nan")
-    if config.free_focal:
-        focal_sigma = float(np.sqrt((full + considered)[layout.num_cam, layout.num_cam]))
+    of_focal = np.array([layout.num_cam])
+    if config.free_camera_focal:
+        of_focal = np.arange(num_cams) * layout.per_cam + 6
+    if config.free_focal or config.free_camera_focal:
+        focal_sigma = float(np.sqrt(np.mean(np.diag(full + considered)[of_focal])))
     root = np.sqrt(weight) / bundle.sigma_px
     scores = _changed(_scores(bundle, terms, root, system, layout), change, layout)
     robust = _centre_variance(bundle, config, layout, full, scores)

@@ -37,6 +37,13 @@ from worldline.annotate.shutter import ShutterConfig, image_velocity, velocity_o
 from worldline.annotate.tracks import TrackConfig, Tracks, track_points, without
 from worldline.annotate.turning import may_only_turn, only_turns
 from worldline.annotate.uncertainty import FrameSigma, SigmaConfig, frame_sigmas
+from worldline.annotate.zoom import (
+    ZoomConfig,
+    as_seen,
+    camera_of_frames,
+    find_zoom,
+    refine_zoom,
+)
 from worldline.datasets.schema import ClipRejected
 
 logger = logging.getLogger(__name__)
@@ -53,6 +60,7 @@ class GeometryConfig:
     mapping: MappingConfig = field(default_factory=MappingConfig)
     degeneracy: DegeneracyConfig = field(default_factory=DegeneracyConfig)
     moving: MovingConfig = field(default_factory=MovingConfig)
+    zoom: ZoomConfig = field(default_factory=ZoomConfig)
     lens: LensConfig = field(default_factory=LensConfig)
     shutter: ShutterConfig = field(default_factory=ShutterConfig)
     relocalise: RelocaliseConfig = field(default_factory=RelocaliseConfig)
@@ -105,20 +113,18 @@ def estimate_geometry(
         guesses = [float(known.resized(tracks.width, tracks.height).fxfycxcy_px[0])]
     else:
         guesses = [share * longer for share in config.mapping.focal_guesses]
-    tracks = without(tracks, find_moving(tracks, config.moving))
+    as_filmed = tracks = without(tracks, find_moving(tracks, config.moving))
     turning = fit_rotation(tracks, guesses, known_focal=known is not None)
     if turning is not None and not may_only_turn(turning, tracks, config.degeneracy):
         turning = None
-    # Of several starts one may well grow into a map of what moves before a camera that rests.
-    mapping = config.mapping if turning is None else replace(config.mapping, max_starts=1)
     try:
-        keyframe_map = map_keyframes(tracks, mapping, known, is_known=known is not None)
+        tracks, keyframe_map = _start(tracks, turning, config, known)
     except ClipRejected:
         if turning is not None and is_explained(turning, tracks, config.degeneracy):
             return _resting(tracks, times, turning, config)
         raise
-    if turning is not None and only_turns(turning, keyframe_map, tracks, config.degeneracy):
-        return _resting(tracks, times, turning, config)
+    if turning is not None and _rests(turning, tracks, keyframe_map, guesses, config):
+        return _resting(as_filmed, times, turning, config)
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
     if not mapper.map.is_posed.all() and relocalise(mapper, tracks, config.relocalise):
         # Descriptors place points to a few pixels only, which would bend the lens.
@@ -141,10 +147,46 @@ def estimate_geometry(
     hold_centre(mapper, config.lens)
     if not mapper.map.is_posed.any() or not np.isfinite(mapper.map.points).any():
         raise ClipRejected("mapping", "no_map", "no keyframe or no point survived the adjustment")
+    if tracks.zoom is not None:
+        tracks = refine_zoom(mapper, tracks, config.zoom)
     if adjust_map is not None:
         adjust_map(mapper, tracks)
-    poses = pose_all_frames(tracks, mapper.map, max_error_px=mapper.max_error_px, velocity_px=velocity)
+    focal_px = None if tracks.zoom is None else np.full(tracks.num_frames, mapper.map.focal_px)
+    poses = pose_all_frames(
+        tracks, mapper.map, max_error_px=mapper.max_error_px, velocity_px=velocity, focal_px=focal_px
+    )
     return _conclude(tracks, times, mapper, poses, config)
+
+
+def _start(
+    tracks: Tracks, turning: RotationFit | None, config: GeometryConfig, known: Intrinsics | None
+) -> tuple[Tracks, KeyframeMap]:
+    """A first map, and the tracks that it is made of: those of a lens that does not zoom."""
+    # Of several starts one may well grow into a map of what moves before a camera that rests.
+    mapping = config.mapping if turning is None else replace(config.mapping, max_starts=1)
+    if known is not None:
+        return tracks, map_keyframes(tracks, mapping, known, is_known=True)
+    keyframe_map = map_keyframes(tracks, mapping)
+    return find_zoom(tracks, keyframe_map, mapping, config.zoom) or (tracks, keyframe_map)
+
+
+def _rests(
+    turning: RotationFit,
+    tracks: Tracks,
+    keyframe_map: KeyframeMap,
+    guesses: list[float],
+    config: GeometryConfig,
+) -> bool:
+    """Whether a clip that turning may explain has nothing more in its map; judged without its zoom where that has been
+    taken out."""
+    if tracks.zoom is None:
+        return only_turns(turning, keyframe_map, tracks, config.degeneracy)
+    again = fit_rotation(tracks, [*guesses, keyframe_map.focal_px])
+    return (
+        again is not None
+        and may_only_turn(again, tracks, config.degeneracy)
+        and only_turns(again, keyframe_map, tracks, config.degeneracy)
+    )
 
 
 def _resting(tracks: Tracks, times: np.ndarray, turning: RotationFit, config: GeometryConfig) -> Geometry:
@@ -224,13 +266,11 @@ def _reconstruction(
     for keyframe in tracks.keyframes:
         rgb[keyframe.track_idx] = keyframe.rgb
         descriptor[keyframe.track_idx] = keyframe.descriptors
-    focal = np.full(tracks.num_frames, keyframe_map.focal_px)
-    centre = np.broadcast_to(keyframe_map.centre_px, (tracks.num_frames, 2))
     return Reconstruction(
         timestamps_s=times,
         cam_from_world=cam_from_world,
         intrinsics=Intrinsics(
-            fxfycxcy_px=np.concatenate([focal[:, None], focal[:, None], centre], axis=1),
+            fxfycxcy_px=camera_of_frames(poses.focal_px, keyframe_map.centre_px, tracks),
             width=tracks.width,
             height=tracks.height,
             model=keyframe_map.model,
@@ -242,7 +282,7 @@ def _reconstruction(
         point_rgb=rgb[used],
         frame_idx=poses.frame_idx[kept].astype(np.int32),
         point_idx=point_idx.astype(np.int32),
-        xy_px=poses.xy_px[kept].astype(np.float32),
+        xy_px=as_seen(poses.xy_px[kept], poses.frame_idx[kept], tracks).astype(np.float32),
         point_descriptor=descriptor[used],
     )
 

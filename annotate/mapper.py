@@ -80,6 +80,9 @@ class CameraFreedom:
     """1-sigma of k1 and k2 around zero; 0: no prior."""
     free_readout: bool = False
     """The shutter rolls; also where the intrinsics were given."""
+    zoom_step_sigma: float = 0.0
+    """1-sigma of the change of log focal length between keyframes of a lens that zooms, of which the error bars know;
+    0: a fixed lens."""
 
 
 class Mapper:
@@ -286,12 +289,18 @@ class Mapper:
         """Settings of an adjustment that frees what is unknown of the camera; nothing where it was given."""
         config = self.error_config()
         centre_sigma_px = 0.0 if self.freedom.is_centre_held else config.centre_sigma_px
-        return replace(config, centre_sigma_px=centre_sigma_px, **settings)
+        return replace(
+            config,
+            free_focal=not self.known_focal,
+            free_camera_focal=False,
+            centre_sigma_px=centre_sigma_px,
+            **settings,
+        )
 
     def error_config(self) -> BundleConfig:
         """Everything that may be wrong about the camera, for the error bars."""
         free = not self.known_focal
-        return BundleConfig(
+        config = BundleConfig(
             free_focal=free,
             free_distortion=free and self.map.model != "pinhole",
             distortion_sigma=self.freedom.distortion_sigma,
@@ -299,6 +308,10 @@ class Mapper:
             centre_prior_px=self.freedom.centre_prior_px,
             free_readout=self.freedom.free_readout,
         )
+        if self.freedom.zoom_step_sigma == 0:
+            return config
+        step_sigma = self.freedom.zoom_step_sigma
+        return replace(config, free_focal=False, free_camera_focal=True, focal_step_sigma=step_sigma)
 
     def adjust_all(self, *, max_iterations: int, free_focal: bool = True) -> None:
         """Adjusts all posed keyframes, all points and, unless it was given, the camera."""

@@ -75,6 +75,8 @@ class Tracks:
     lost."""
     is_lost: np.ndarray
     """[T] bool: no track leads from the frame before to this one."""
+    zoom: np.ndarray | None = None
+    """[T] magnification of each frame that has been taken out of its pixels (annotate/zoom.py); None: none."""
 
 
 def without(tracks: Tracks, is_dropped: np.ndarray) -> Tracks:
