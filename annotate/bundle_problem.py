@@ -45,7 +45,9 @@ class BundleConfig:
     distortion_sigma: tuple[float, float] = (0.0, 0.0)
     """1-sigma of priors that hold k1 and k2 near zero; 0: none. A tiny one for k2 leaves a one-parameter lens."""
     focal_prior_sigma: float = 0.0
-    """1-sigma of a prior on the shared log focal length around its start; 0: no prior."""
+    """1-sigma of a prior on the shared log focal length around that of `focal_prior_px`; 0: no prior."""
+    focal_prior_px: float | None = None
+    """None: where the adjustment begins."""
     free_readout: bool = False
     """The readout of a rolling shutter, one for all cameras."""
 
@@ -294,6 +296,12 @@ def rho(squared: np.ndarray, config: BundleConfig) -> tuple[np.ndarray, np.ndarr
     return squared, np.ones_like(squared)
 
 
+def focal_shift(bundle: Bundle, config: BundleConfig, start: Bundle) -> float:
+    """The shared log focal length from where its prior has it."""
+    prior_px = start.focal_px[0] if config.focal_prior_px is None else config.focal_prior_px
+    return float(np.log(bundle.focal_px[0] / prior_px))
+
+
 def centre_shift(bundle: Bundle, config: BundleConfig, start: Bundle) -> np.ndarray:
     """[2] the principal point from where its prior has it."""
     prior = start.centre_px if config.centre_prior_px is None else np.array(config.centre_prior_px)
@@ -301,12 +309,11 @@ def centre_shift(bundle: Bundle, config: BundleConfig, start: Bundle) -> np.ndar
 
 
 def prior_cost(bundle: Bundle, config: BundleConfig, start: Bundle) -> float:
-    change = np.log(bundle.focal_px) - np.log(start.focal_px)
     cost = 0.0
     if config.free_camera_focal:
         cost += float(np.sum((np.diff(np.log(bundle.focal_px)) / config.focal_step_sigma) ** 2))
     elif config.free_focal and config.focal_prior_sigma > 0:
-        cost += float((change[0] / config.focal_prior_sigma) ** 2)
+        cost += (focal_shift(bundle, config, start) / config.focal_prior_sigma) ** 2
     if config.centre_sigma_px > 0:
         cost += float(np.sum((centre_shift(bundle, config, start) / config.centre_sigma_px) ** 2))
     if config.free_distortion:

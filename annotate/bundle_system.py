@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 
 from worldline.annotate import bundle_kernels as kernels
-from worldline.annotate.bundle_problem import Bundle, BundleConfig, centre_shift, rho
+from worldline.annotate.bundle_problem import Bundle, BundleConfig, centre_shift, focal_shift, rho
 from worldline.annotate.camera import rotation_from_rotvec
 
 
@@ -112,7 +112,7 @@ def add_priors(
     elif config.free_focal and config.focal_prior_sigma > 0:
         information = config.focal_prior_sigma**-2
         a[layout.num_cam, layout.num_cam] += information
-        b[layout.num_cam] += information * (log_focal[0] - np.log(start.focal_px[0]))
+        b[layout.num_cam] += information * focal_shift(bundle, config, start)
     if config.centre_sigma_px > 0:
         centre = layout.num_cam + int(config.free_focal) + np.arange(2)
         information = config.centre_sigma_px**-2

@@ -57,18 +57,19 @@ def choose_camera(
         centre_sigma_px=config.centre_share * size_px[0],
         centre_prior_px=(size_px[0] / 2, size_px[1] / 2),
     )
+    mapped = best
     if not mapper.known_focal:
         best = replace(best, model="radial", distortion=np.zeros(2))
-    settings = _settings(freedom, is_known=mapper.known_focal)
+    settings = _settings(mapper, freedom)
     best = adjust(best, settings)
     if (rolling := choose_readout(best, velocity_px[rows], settings, size_px, shutter)) is not None:
         best, mapper.map.scan_axis = rolling
         freedom = replace(freedom, free_readout=True)
     if not mapper.known_focal:
-        best, freedom = _bend(best, freedom, config)
-        if freedom.free_readout and not is_rolling(best, _settings(freedom), shutter):
+        best, freedom = _bend(best, mapped, mapper, freedom, config)
+        if freedom.free_readout and not is_rolling(best, _settings(mapper, freedom), shutter):
             freedom = replace(freedom, free_readout=False)
-            best = adjust(replace(best, shutter_px=None, readout=0.0), _settings(freedom))
+            best = adjust(replace(best, shutter_px=None, readout=0.0), _settings(mapper, freedom))
     if freedom.free_readout:
         mapper.map.velocity_px, mapper.map.readout = velocity_px, best.readout
     if not mapper.known_focal:
@@ -104,30 +105,34 @@ def hold_centre(mapper: Mapper, config: LensConfig) -> None:
     mapper.drop_outliers()
 
 
-def _bend(best: Bundle, freedom: CameraFreedom, config: LensConfig) -> tuple[Bundle, CameraFreedom]:
-    """A strong lens where it gains enough over the slightly bent one given."""
+def _bend(
+    best: Bundle, mapped: Bundle, mapper: Mapper, freedom: CameraFreedom, config: LensConfig
+) -> tuple[Bundle, CameraFreedom]:
+    """A strong lens where it gains enough over the slightly bent one given. mapped: what the map was made with."""
     free = replace(freedom, distortion_sigma=(0.0, 0.0))
-    strong = []
-    for model in ("radial", "fisheye"):
-        # A fisheye with k1 = 1/3 is a pinhole to third order, so both start where the slight lens ended.
-        distortion = best.distortion if model == "radial" else best.distortion + [1 / 3, 0.0]
-        strong.append(adjust(replace(best, model=model, distortion=distortion), _settings(free)))
+    # A fisheye with k1 = 1/3 is a pinhole to third order, so both start where the slight lens ended.
+    fisheye = replace(best, model="fisheye", distortion=best.distortion + [1 / 3, 0.0])
+    if mapped.model == "fisheye":
+        fisheye = replace(mapped, shutter_px=best.shutter_px, readout=best.readout)
+    strong = [adjust(start, _settings(mapper, free)) for start in (best, fisheye)]
     bent = min((each for each in strong if _is_monotonic(each)), key=lambda each: each.cost, default=best)
     if bent.cost < best.cost * (1 - config.min_gain):
         return bent, free
     return best, freedom
 
 
-def _settings(freedom: CameraFreedom, *, is_known: bool = False) -> BundleConfig:
+def _settings(mapper: Mapper, freedom: CameraFreedom) -> BundleConfig:
     return BundleConfig(
-        free_focal=not is_known,
-        free_distortion=not is_known,
+        free_focal=not mapper.known_focal,
+        free_distortion=not mapper.known_focal,
         max_iterations=30,
         relative_tolerance=2e-5,
         distortion_sigma=freedom.distortion_sigma,
-        centre_sigma_px=0.0 if is_known else freedom.centre_sigma_px,
+        centre_sigma_px=0.0 if mapper.known_focal else freedom.centre_sigma_px,
         centre_prior_px=freedom.centre_prior_px,
         free_readout=freedom.free_readout,
+        focal_prior_sigma=0.0 if mapper.known_focal else mapper.config.focal_prior_sigma,
+        focal_prior_px=mapper.config.focal_prior * max(mapper.map.width, mapper.map.height),
     )
 
 

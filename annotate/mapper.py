@@ -33,12 +33,20 @@ class MappingConfig:
 
     focal_guesses: tuple[float, ...] = (0.55, 0.8, 1.1, 1.6)
     """Start values of the focal length as shares of the longer image side (84, 64, 49, 35 degrees)."""
+    fisheye_guesses: tuple[float, ...] = (0.5,)
+    """The same for a wide lens (equidistant, 115 degrees), which no pinhole leads to."""
+    focal_prior: float = 0.78
+    """Focal length of an ordinary camera as a share of the longer side (65 degrees), and what is believed of an unknown
+    one: where little motion leaves it open, a map would run off to any."""
+    focal_prior_sigma: float = 0.35
+    """1-sigma of its logarithm: two thirds of all cameras see 51 to 84 degrees, 95 % 36 to 104."""
     max_error_px: float = 3.0
     """Observations further off than this are outliers, for an image of 640 pixels; scaled with the size."""
     min_angle_deg: float = 1.2
     """Smallest angle between rays from which a point is triangulated."""
-    min_start_angle_deg: float = 2.5
-    """Median angle wanted between the two keyframes of a start."""
+    min_start_angle_deg: float = 1.5
+    """Median angle wanted between the two keyframes of a start. A wrong lens makes it seem larger, so that asking for
+    more of it favours wrong lenses."""
     max_starts: int = 4
     """Pairs of keyframes that a map may be grown from, until one leads to a good map."""
     min_inlier_share: float = 0.7
@@ -307,6 +315,8 @@ class Mapper:
             centre_sigma_px=self.freedom.centre_sigma_px if free else 0.0,
             centre_prior_px=self.freedom.centre_prior_px,
             free_readout=self.freedom.free_readout,
+            focal_prior_sigma=self.config.focal_prior_sigma if free else 0.0,
+            focal_prior_px=self.config.focal_prior * max(self.map.width, self.map.height),
         )
         if self.freedom.zoom_step_sigma == 0:
             return config

@@ -19,12 +19,16 @@ import numpy as np
 from worldline.annotate.bundle_problem import reprojection_errors
 from worldline.annotate.camera import Intrinsics
 from worldline.annotate.keyframe_map import KeyframeMap
-from worldline.annotate.mapper import Mapper, MappingConfig, keyframe_observations
+from worldline.annotate.mapper import CameraFreedom, Mapper, MappingConfig, keyframe_observations
 from worldline.annotate.tracks import Tracks
 from worldline.datasets.schema import ClipRejected
 
+_WIDE_GAIN = 0.05
+"""Share by which a wide lens must fit better than any pinhole: over a narrow view the two hardly differ."""
 _BESIDE = 2
 """Keyframes by which both ends of two pairs may differ that count as neighbours."""
+_GUESSED_LENS_SIGMA = (0.1, 1e-4)
+"""1-sigma of the distortion of a lens that a start only guesses."""
 _MAX_PAIRS = 12
 """Pairs of keyframes that are tried for a start."""
 
@@ -39,20 +43,21 @@ def map_keyframes(
     kf_idx, track_idx, xy = keyframe_observations(tracks)
     num_kf = len(tracks.keyframes)
     longer = max(tracks.width, tracks.height)
-    guesses = [share * longer for share in config.focal_guesses]
-    centre, model, distortion = np.array([tracks.width / 2, tracks.height / 2]), "pinhole", np.zeros(2)
+    guesses = [("pinhole", share * longer) for share in config.focal_guesses]
+    guesses += [("fisheye", share * longer) for share in config.fisheye_guesses]
+    centre, distortion = np.array([tracks.width / 2, tracks.height / 2]), np.zeros(2)
     if start is not None:
         held = start.resized(tracks.width, tracks.height)
-        guesses, centre, model = [float(held.fxfycxcy_px[0])], held.fxfycxcy_px[2:].copy(), held.model
+        guesses, centre = [(held.model, float(held.fxfycxcy_px[0]))], held.fxfycxcy_px[2:].copy()
         distortion = np.array(held.distortion or (0.0, 0.0))
     empty = KeyframeMap(
         cam_from_world=np.full((num_kf, 3, 4), np.nan),
         points=np.full((tracks.num_tracks, 3), np.nan),
         width=tracks.width,
         height=tracks.height,
-        focal_px=guesses[0],
+        focal_px=guesses[0][1],
         centre_px=centre,
-        model=model,
+        model=guesses[0][0],
         distortion=distortion,
         kf_idx=kf_idx,
         track_idx=track_idx,
@@ -60,6 +65,8 @@ def map_keyframes(
         is_inlier=np.ones(len(xy), dtype=bool),
     )
     mapper = Mapper.of(empty, config, tracks, known_focal=is_known)
+    if start is None:
+        mapper.freedom = CameraFreedom(distortion_sigma=_GUESSED_LENS_SIGMA)
     is_used = _longest_of_each(empty, config.points_per_keyframe)
     failure = ClipRejected("mapping", "no_start", "no two keyframes have enough common points and parallax")
     best: tuple[float, KeyframeMap] | None = None
@@ -106,17 +113,20 @@ def _longest_of_each(keyframe_map: KeyframeMap, count: int) -> np.ndarray:
     return is_used
 
 
-def find_starts(mapper: Mapper, is_used: np.ndarray, guesses: list[float]) -> Iterator[KeyframeMap]:
-    """Small maps to grow from, of the most promising pair of keyframes first, each under the focal length with which
-    it fits best. The mapper holds the empty map, before and after each."""
+def find_starts(
+    mapper: Mapper, is_used: np.ndarray, guesses: list[tuple[str, float]]
+) -> Iterator[KeyframeMap]:
+    """Small maps to grow from, of the most promising pair of keyframes first, each under the lens (model and focal
+    length) with which it fits best. The mapper holds the empty map, before and after each."""
     empty = mapper.map
     mapper.is_used = is_used
     mapper.index()
     for first, second in _start_pairs(mapper):
         best: tuple[float, KeyframeMap] | None = None
-        for focal in guesses:
-            candidate = _try_start(mapper, first, second, focal)
-            if candidate is not None and (best is None or candidate[0] > best[0]):
+        for lens in guesses:
+            candidate = _try_start(mapper, first, second, lens)
+            needed = 1 + _WIDE_GAIN if lens[0] == "fisheye" else 1.0
+            if candidate is not None and (best is None or candidate[0] > needed * best[0]):
                 best = candidate
         if best is not None:
             yield best[1]
@@ -158,17 +168,19 @@ def _start_pairs(mapper: Mapper) -> list[tuple[int, int]]:
     return (apart + beside)[:_MAX_PAIRS]
 
 
-def _try_start(whole: Mapper, first: int, second: int, focal: float) -> tuple[float, KeyframeMap] | None:
+def _try_start(
+    whole: Mapper, first: int, second: int, lens: tuple[str, float]
+) -> tuple[float, KeyframeMap] | None:
     """A small adjusted map over the keyframes first..second; (inliers at 1 px-like error, map), None
     where it fails."""
     mapper = Mapper(
-        _blank(whole, focal), whole.config, max_error_px=whole.max_error_px, known_focal=whole.known_focal
+        _blank(whole, lens), whole.config, max_error_px=whole.max_error_px, known_focal=whole.known_focal
     )
-    mapper.is_used = whole.is_used
+    mapper.is_used, mapper.freedom = whole.is_used, whole.freedom
     mapper.index()
     a, b = mapper.common(first, second)
     rays_a, rays_b = mapper.normalised(a), mapper.normalised(b)
-    threshold = whole.max_error_px / 2 / focal
+    threshold = whole.max_error_px / 2 / lens[1]
     essential, mask = cv2.findEssentialMat(rays_a, rays_b, np.eye(3), cv2.USAC_MAGSAC, 0.999, threshold)
     if essential is None or essential.shape != (3, 3):
         return None
@@ -198,9 +210,11 @@ def _try_start(whole: Mapper, first: int, second: int, focal: float) -> tuple[fl
     return score, mapper.map
 
 
-def _blank(mapper: Mapper, focal: float) -> KeyframeMap:
+def _blank(mapper: Mapper, lens: tuple[str, float]) -> KeyframeMap:
+    model, focal = lens
     return replace(
         mapper.map,
+        model=model,
         cam_from_world=np.full_like(mapper.map.cam_from_world, np.nan),
         points=np.full_like(mapper.map.points, np.nan),
         focal_px=focal,

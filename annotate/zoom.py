@@ -17,12 +17,10 @@ import numpy as np
 from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, scatter
 from worldline.annotate.keyframe_map import KeyframeMap
-from worldline.annotate.mapper import CameraFreedom, Mapper, MappingConfig
+from worldline.annotate.mapper import Mapper, MappingConfig
 from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.tracks import Tracks
 
-_LENS_SIGMA = (0.1, 1e-4)
-"""1-sigma of the distortion while a zoom is looked for: a bent lens must not pass for one."""
 _SETTLED_LOG, _SETTLED_GAIN = 0.01, 0.01
 """Change of the log focal lengths, and what it gains, under which another round finds nothing new."""
 
@@ -123,9 +121,10 @@ def _focal_lengths(
     tracks: Tracks, keyframe_map: KeyframeMap, mapping: MappingConfig, config: ZoomConfig
 ) -> tuple[np.ndarray, float] | None:
     """Log focal length of every frame [T] where each keyframe has its own, and by which share that lowers the robust
-    cost; None where there is no map to ask."""
-    mapper = Mapper.of(replace(keyframe_map, model="radial"), mapping, tracks, known_focal=False)
-    mapper.freedom = CameraFreedom(distortion_sigma=_LENS_SIGMA)
+    cost under a lens bent as it likes, since a bent lens must not pass for a zoom; None where there is no map to ask."""
+    if keyframe_map.model == "pinhole":
+        keyframe_map = replace(keyframe_map, model="radial")
+    mapper = Mapper.of(keyframe_map, mapping, tracks, known_focal=False)
     rows = mapper.longest_tracks(config.num_tracks)
     if mapper.map.is_posed.sum() < 3 or len(rows) == 0:
         return None
