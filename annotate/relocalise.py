@@ -33,6 +33,8 @@ class RelocaliseConfig:
     """Share of the matched points that must."""
     num_references: int = 24
     """Posed keyframes, spread over the clip, that an unposed one is held against."""
+    num_learned_references: int = 6
+    """The same for a learned matcher, which takes up to a second a pair and is content with the first that agrees."""
     carry_px: float = 12.0
     """Distance at 640 pixels within which a learned match moves a tracked point along."""
 
@@ -74,13 +76,17 @@ def _find(
 ) -> tuple[int, _Match] | None:
     """The unposed keyframe that agrees best with the map, and how."""
     posed = np.flatnonzero(mapper.map.is_posed)
-    spread = np.linspace(0, len(posed) - 1, min(len(posed), config.num_references)).round().astype(int)
+    is_learned = not views.matcher.is_on_tracks
+    limit = config.num_learned_references if is_learned else config.num_references
+    spread = np.linspace(0, len(posed) - 1, min(len(posed), limit)).round().astype(int)
     best: tuple[int, _Match] | None = None
     for kf in np.flatnonzero(~mapper.map.is_posed).tolist():
         for reference in posed[np.unique(spread)].tolist():
             match = _match(mapper, tracks, kf, reference, config, views)
             if match is not None and (best is None or len(match.track_idx) > len(best[1].track_idx)):
                 best = kf, match
+        if is_learned and best is not None:
+            break
     return best
 
 
