@@ -26,7 +26,7 @@ from worldline.annotate.video import probe, read_frames
 from worldline.datasets.schema import ClipRejected
 from worldline.evaluate.trajectory import compare
 
-KITCHEN = Path(__file__).resolve().parents[2] / "shared" / "data" / "redkitchen_a"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RENDERED = (
     ("desk", "orbiting", 13, slice(20, 60)),
     ("room", "walking", 12, slice(20, 45)),
@@ -57,8 +57,11 @@ class Job:
     """Every n-th frame where a stretch of redkitchen_a is removed."""
     num_kitchen: int = 300
     """Frames of redkitchen_a used."""
+    data: Path = DATA
+    """Folder that holds redkitchen_a."""
+    parts: tuple[str, ...] = ("rendered", "kitchen")
     write: bool = True
-    """Write docs/results/features.md."""
+    """Write docs/results/features.md, or features_kitchen.md for that part alone."""
 
 
 def rendered(scene: str, path: str, seed: int, dark: slice) -> Clip:
@@ -81,17 +84,17 @@ def rendered(scene: str, path: str, seed: int, dark: slice) -> Clip:
     return Clip(name, frames, times, poses, is_shown)
 
 
-def kitchen(num: int, step: int, gap: slice | None) -> Clip:
+def kitchen(folder: Path, num: int, step: int, gap: slice | None) -> Clip:
     """redkitchen_a with every `step`-th frame, without those of `gap`."""
     frames, times = [], []
-    for number, frame in enumerate(read_frames(probe(KITCHEN / "video.mp4"))):
+    for number, frame in enumerate(read_frames(probe(folder / "video.mp4"))):
         if number >= num:
             break
         is_in_gap = gap is not None and gap.start <= number < gap.stop
         if number % step == 0 and not is_in_gap:
             frames.append(frame.image)
             times.append(frame.timestamp_s)
-    truth = np.loadtxt(KITCHEN / "groundtruth.tum")
+    truth = np.loadtxt(folder / "groundtruth.tum")
     nearest = [int(np.argmin(np.abs(truth[:, 0] - t))) for t in times]
     rotation = rotation_from_quat_xyzw(truth[nearest, 4:8])
     poses = np.concatenate([rotation, truth[nearest, 1:4, None]], axis=2)
@@ -153,13 +156,17 @@ def pair_cost(backend: str, image: np.ndarray) -> dict[str, Any]:
 
 
 def clips(job: Job) -> Iterator[Clip]:
-    yield from (rendered(*each) for each in RENDERED)
-    if not KITCHEN.is_dir():
+    if "rendered" in job.parts:
+        yield from (rendered(*each) for each in RENDERED)
+    if "kitchen" not in job.parts:
+        return
+    folder = job.data / "redkitchen_a"
+    if not folder.is_dir():
         print("redkitchen_a: not there, skipped", file=sys.stderr)
         return
-    yield from (kitchen(job.num_kitchen, step, None) for step in reversed(job.steps))
+    yield from (kitchen(folder, job.num_kitchen, step, None) for step in reversed(job.steps))
     third = job.num_kitchen // 3
-    yield kitchen(job.num_kitchen, job.gap_step, slice(third, 2 * third))
+    yield kitchen(folder, job.num_kitchen, job.gap_step, slice(third, 2 * third))
 
 
 def main(job: Job) -> int:
@@ -179,7 +186,7 @@ def main(job: Job) -> int:
     )
     if job.write:
         write_report(
-            "features",
+            "features_kitchen" if job.parts == ("kitchen",) else "features",
             "Learned matchers where tracks break",
             shlex.join(["python", "-m", "benchmarks.features", *sys.argv[1:]]),
             {"Clips": rows, "Cost": costs},

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from worldline.annotate.camera import compose, invert, project, transform, unproject
+from worldline.annotate.camera import compose, invert, project, transform, umeyama, unproject
 from worldline.annotate.features import BACKENDS, FeaturesConfig, Matches, View, load_matcher
+from worldline.annotate.geometry import GeometryConfig, estimate_geometry
 from worldline.annotate.relocalise import carry
 from worldline.datasets.schema import MissingBackend
 from worldline.datasets.synthetic import SyntheticConfig, render_clip, truth_of
@@ -91,3 +92,29 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "kornia.feature", None)
     with pytest.raises(MissingBackend, match=r"worldline\[features\]"):
         load_matcher(FeaturesConfig(backend="xfeat"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "num_posed"), [("orb", 35), ("xfeat", 55)])
+def test_a_turned_view_beyond_the_dark_is_posed_by_learned_matches_alone(
+    backend: str, num_posed: int
+) -> None:
+    """25 of 80 frames black, the camera turned by 45 degrees and 1.2 m on after them."""
+    if backend != "orb":
+        _needs_packages()
+    config = SyntheticConfig(
+        scene="room", path="walking", seed=12, width=480, height=360, fps=15, num_frames=80
+    )
+    frames, truth = [np.asarray(image) for image, _, _ in render_clip(config)], truth_of(config)
+    for dark in frames[20:45]:
+        dark[:] = 0
+    grey = ((cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), image) for image in frames)
+    geometry = GeometryConfig(features=FeaturesConfig(backend=backend))
+    found = estimate_geometry(grey, list(truth.timestamps_s), geometry).reconstruction
+    assert found is not None
+    is_posed = np.isfinite(found.cam_from_world[:, 0, 0])
+    centres = invert(found.cam_from_world[is_posed])[:, :, 3]
+    true_centres = truth.world_from_cam[is_posed][:, :, 3]
+    error_m = np.linalg.norm(umeyama(true_centres, centres).points(centres) - true_centres, axis=1)
+    assert is_posed.sum() == num_posed
+    assert error_m.max() < 0.005
