@@ -87,7 +87,7 @@ def rendered(scene: str, path: str, seed: int, dark: slice) -> Clip:
 def kitchen(folder: Path, num: int, step: int, gap: slice | None) -> Clip:
     """redkitchen_a with every `step`-th frame, without those of `gap`."""
     frames, times = [], []
-    for number, frame in enumerate(read_frames(probe(folder / "video.mp4"))):
+    for number, frame in enumerate(read_frames(probe(str(folder / "video.mp4")))):
         if number >= num:
             break
         is_in_gap = gap is not None and gap.start <= number < gap.stop

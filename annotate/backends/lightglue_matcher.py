@@ -46,7 +46,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def load_lightglue(path: Path, prefix: str, device: torch.device, **conf: Any) -> LightGlue:
     """The matcher with the entries under `prefix`. Raises RuntimeError where one is missing."""
-    model = LightGlue(None, **conf)
+    no_download: Any = None  # kornia documents None and annotates str
+    model = LightGlue(no_download, **conf)
     entries = {}
     for key, value in read_weights(path).items():
         if key.startswith(prefix):
