@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from worldline.annotate.all_frames import FramePoses, pose_all_frames
+from worldline.annotate.bridge import bridge
 from worldline.annotate.camera import Intrinsics, compose, invert, rotation_angle
 from worldline.annotate.degeneracy import (
     DegeneracyConfig,
@@ -25,6 +26,7 @@ from worldline.annotate.degeneracy import (
     is_zooming,
     looks_flat,
 )
+from worldline.annotate.features import FeaturesConfig, load_matcher
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.lens import LensConfig, choose_camera, hold_centre
 from worldline.annotate.mapper import Mapper, MappingConfig
@@ -63,6 +65,7 @@ class GeometryConfig:
     zoom: ZoomConfig = field(default_factory=ZoomConfig)
     lens: LensConfig = field(default_factory=LensConfig)
     shutter: ShutterConfig = field(default_factory=ShutterConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     relocalise: RelocaliseConfig = field(default_factory=RelocaliseConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     sigma: SigmaConfig = field(default_factory=SigmaConfig)
@@ -108,6 +111,7 @@ def estimate_geometry(
         return Geometry(degeneracy="too_short", reconstruction=None, sigma=None)
     if is_static(tracks, config.degeneracy):
         return Geometry(degeneracy="static", reconstruction=_still(tracks, times, known), sigma=None)
+    tracks = bridge(tracks, config.features)
     longer = max(tracks.width, tracks.height)
     if known is not None:
         guesses = [float(known.resized(tracks.width, tracks.height).fxfycxcy_px[0])]
@@ -126,7 +130,9 @@ def estimate_geometry(
     if turning is not None and _rests(turning, tracks, keyframe_map, guesses, config):
         return _resting(as_filmed, times, turning, config)
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
-    if not mapper.map.is_posed.all() and relocalise(mapper, tracks, config.relocalise):
+    if not mapper.map.is_posed.all() and relocalise(
+        mapper, tracks, config.relocalise, load_matcher(config.features)
+    ):
         # Descriptors place points to a few pixels only, which would bend the lens.
         greys = [keyframe.grey for keyframe in tracks.keyframes]
         mapper.map = refine_observations(greys, mapper.map, config.refine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from worldline.annotate.camera import Intrinsics, invert, project, rotation_from_rotvec, transform, umeyama
+from worldline.annotate.features import FeaturesConfig, load_matcher
 from worldline.annotate.mapper import Mapper, MappingConfig
 from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.relocalise import RelocaliseConfig, relocalise
@@ -64,7 +65,7 @@ def _mapped(tracks: Tracks) -> Mapper:
 def test_a_place_seen_again_joins_both_sides_of_the_gap() -> None:
     tracks, centres = _clip(alike=True)
     mapper = _mapped(tracks)
-    assert relocalise(mapper, tracks, RelocaliseConfig())
+    assert relocalise(mapper, tracks, RelocaliseConfig(), load_matcher(FeaturesConfig()))
     assert mapper.map.is_posed.all()
     found = invert(mapper.map.cam_from_world)[:, :, 3]
     np.testing.assert_allclose(umeyama(centres, found).points(found), centres, atol=5e-3)
@@ -74,5 +75,5 @@ def test_another_place_is_not_taken_for_the_first() -> None:
     tracks, _ = _clip(alike=False)
     mapper = _mapped(tracks)
     before = mapper.map.is_posed.copy()
-    assert not relocalise(mapper, tracks, RelocaliseConfig())
+    assert not relocalise(mapper, tracks, RelocaliseConfig(), load_matcher(FeaturesConfig()))
     np.testing.assert_array_equal(mapper.map.is_posed, before)
