@@ -93,7 +93,9 @@ class RenderedSearch:
     def poses(self, frames: np.ndarray) -> FoundPoses:
         """Of frames [N, H, W, 3] uint8, each by itself."""
         found = [self._pose(frame) for frame in frames]
-        return FoundPoses(np.stack([pose for pose, _ in found]), np.array([likeness for _, likeness in found]))
+        return FoundPoses(
+            np.stack([pose for pose, _ in found]), np.array([likeness for _, likeness in found])
+        )
 
     def _pose(self, frame: np.ndarray) -> tuple[np.ndarray, float]:
         coarse, fine = self.config.blurs_px
@@ -180,9 +182,7 @@ class WalkCameras:
 
     def found(self, videos: np.ndarray) -> FoundPoses:
         """Poses [N, F - 1, 3, 4] and likeness [N, F - 1] of videos [N, F, H, W, 3] uint8 without their first frames."""
-        found = [
-            self._searches[k // self._walks_a_start].poses(video[1:]) for k, video in enumerate(videos)
-        ]
+        found = [self._searches[k // self._walks_a_start].poses(video[1:]) for k, video in enumerate(videos)]
         return FoundPoses(
             np.stack([each.first_from_cam for each in found]), np.stack([each.likeness for each in found])
         )
@@ -219,7 +219,9 @@ def pose_errors(first_from_cam: np.ndarray, commanded: np.ndarray) -> PoseErrors
 def spread_poses(config: SearchConfig) -> np.ndarray:
     """[K, 3, 4] poses spread evenly over the config's reach and turns (Sobol), the resting one first."""
     bounds = np.array([*config.reach_m, *config.turn_rad])
-    sobol = qmc.Sobol(len(bounds), scramble=True, seed=0).random_base2(int(np.ceil(np.log2(config.num_poses))))
+    sobol = qmc.Sobol(len(bounds), scramble=True, seed=0).random_base2(
+        int(np.ceil(np.log2(config.num_poses)))
+    )
     drawn = (2 * sobol[: config.num_poses] - 1) * bounds
     drawn[0] = 0
     zero = np.zeros(len(drawn))

@@ -355,7 +355,9 @@ def _check(config: DistillConfig, teacher: Run, student: Run) -> None:
     if teacher.config["chunks"] is not None or student.config["chunks"] is None:
         raise ValueError("the teacher must be bidirectional, the student chunk-causal")
     if config.guidance != 1 and teacher.config["caption_dropout"] == 0:
-        raise ValueError("the teacher never went without a caption, so it cannot be guided: give --guidance 1")
+        raise ValueError(
+            "the teacher never went without a caption, so it cannot be guided: give --guidance 1"
+        )
     if autoencoder_key(teacher.autoencoder) != autoencoder_key(student.autoencoder):
         raise ValueError("teacher and student have different autoencoders")
     assert isinstance(teacher.model, WorldModel)

@@ -64,7 +64,9 @@ def test_true_renders_are_where_they_were_taken(walks: Walks, cameras: WalkCamer
 
 def test_a_known_offset_is_found(walks: Walks, cameras: WalkCameras) -> None:
     """Videos of a camera that is turned by 10 degrees and 20 cm off: that is the error, and nothing else."""
-    offset = np.concatenate([rotation_from_rotvec(np.array([0, np.radians(10.0), 0])), [[0.2], [0], [0]]], axis=1)
+    offset = np.concatenate(
+        [rotation_from_rotvec(np.array([0, np.radians(10.0), 0])), [[0.2], [0], [0]]], axis=1
+    )
     off = compose(walks.first_from_cam, offset)
     found = cameras.found(_rendered(cameras, walks, off))
     beside_truth = pose_errors(found.first_from_cam, off[:, 1:])
@@ -86,7 +88,9 @@ def test_a_standing_frame_is_a_camera_that_rests(walks: Walks, cameras: WalkCame
     np.testing.assert_allclose(scores[CAM_MC], resting.cam_mc.mean(axis=1), atol=0.03)
 
 
-def test_neither_brightness_nor_blur_and_noise_move_the_camera_far(walks: Walks, cameras: WalkCameras) -> None:
+def test_neither_brightness_nor_blur_and_noise_move_the_camera_far(
+    walks: Walks, cameras: WalkCameras
+) -> None:
     generator = np.random.default_rng(0)
     darker = (0.7 * walks.frames + 20).astype(np.uint8)
     commanded = walks.first_from_cam[:, 1:]
@@ -110,7 +114,9 @@ def test_frames_of_another_place_are_not_told(walks: Walks, cameras: WalkCameras
 
 def test_errors_by_hand_and_the_spread() -> None:
     commanded = np.eye(3, 4)
-    found = np.concatenate([rotation_from_rotvec(np.array([0.0, 0, np.radians(90)])), [[3.0], [4], [0]]], axis=1)
+    found = np.concatenate(
+        [rotation_from_rotvec(np.array([0.0, 0, np.radians(90)])), [[3.0], [4], [0]]], axis=1
+    )
     errors = pose_errors(found, commanded)
     assert errors.rotation_deg == pytest.approx(90)
     assert errors.translation_m == pytest.approx(5)
@@ -119,7 +125,9 @@ def test_errors_by_hand_and_the_spread() -> None:
     poses = spread_poses(config)
     np.testing.assert_array_equal(poses[0], np.eye(3, 4))
     assert (np.abs(poses[..., 3]) <= config.reach_m).all()
-    np.testing.assert_allclose(poses[..., :3] @ poses[..., :3].mT, np.tile(np.eye(3), (200, 1, 1)), atol=1e-12)
+    np.testing.assert_allclose(
+        poses[..., :3] @ poses[..., :3].mT, np.tile(np.eye(3), (200, 1, 1)), atol=1e-12
+    )
     turned = np.degrees(pose_errors(poses, np.eye(3, 4)).rotation_deg)
     assert turned.max() > 0
     with pytest.raises(ValueError, match="positive"):

@@ -126,7 +126,10 @@ def test_the_teacher_is_guided_by_captions_in_both_phases(config, monkeypatch) -
     def velocity(text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return distiller.teacher(x, 1000 * sigmas, text, mask, inputs.whole)
 
-    given, empty = velocity(*distiller.text(["a room with a red door", ""])), velocity(*distiller.text(["", ""]))
+    given, empty = (
+        velocity(*distiller.text(["a room with a red door", ""])),
+        velocity(*distiller.text(["", ""])),
+    )
     assert (given[0] - empty[0]).abs().max() > 1e-6
     torch.testing.assert_close(distiller.guided_teacher(inputs)(x, sigmas), empty + 3 * (given - empty))
     # Without captions there is one pass, and the guidance changes nothing.
