@@ -18,7 +18,9 @@ BACKENDS = {
     "piqe": "worldline.evaluate.image_quality:PiqeQuality",
     "vbench": "worldline.evaluate.vbench_quality:VBenchQuality",
 }
-HOW_TO_INSTALL = {"vbench": "pip install pyiqa, then pip install --no-deps vbench, which asks for numpy below 2"}
+HOW_TO_INSTALL = {
+    "vbench": "pip install pyiqa, then pip install --no-deps vbench, which asks for numpy below 2"
+}
 QualityName = Literal["piqe", "vbench"]
 
 

@@ -18,7 +18,9 @@ from worldline.datasets.schema import MissingBackend
 
 WEIGHTS = "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"
 """Below VBench's cache."""
-ADDRESS = "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/musiq_spaq_ckpt-358bb6af.pth"
+ADDRESS = (
+    "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/musiq_spaq_ckpt-358bb6af.pth"
+)
 
 
 class VBenchQuality:
