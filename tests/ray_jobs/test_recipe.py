@@ -73,7 +73,10 @@ def test_from_videos_to_a_driven_model(
     assert [row["format"] for row in gate] == ["fp8", "nvfp4", "nvfp4"]
     assert all(0 < layer["output"] < 1 for layer in layers)
     own = "PSNR beside the bidirectional, dB"
-    assert [row[own] == "0.000 (0.000 to 0.000)" for row in rows] == [True] + [False] * 9
+    assert rows[0][own] == "0.000 (0.000 to 0.000)"
+    # What a format changes in a video of four steps' training may round to nothing; its output it does change.
+    assert all(row[own] != rows[0][own] for row in rows[3:])
+    assert 0 < gate[0]["error of the output"] < gate[1]["error of the output"] < 0.2
     weights = [row["MB of weights"] for row in rows]
     assert weights[2] < weights[1] < weights[0] == weights[3]
     assert "chunk-causal, streamed, nvfp4" in (config.out / "variants" / "index.html").read_text()
