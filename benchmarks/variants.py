@@ -21,15 +21,16 @@ def main(config: VariantsConfig) -> int:
     """Exit status of the command."""
     if status := variants(config):
         return status
-    rows = json.loads((config.recipe / "variants" / "results.json").read_text())
+    tables = json.loads((config.recipe / "variants" / "results.json").read_text())
     write_report(
         "variants",
         "What each form of the recipe's model costs",
         "python -m benchmarks.variants --recipe recipe_output "
         f"--chunk-causal-steps {config.chunk_causal_steps} --refiner-steps {config.refiner_steps}"
         f" --distill-steps {' '.join(map(str, config.distill_steps))}",
-        {"Held-out walks through the room of training": rows},
-        notes="Two walks from each of 16 starts, two videos of each, the same seeds for all forms. In brackets 95 % of bootstrap"
+        tables,
+        notes="Held-out walks through the room of training: two from each of 16 starts, two videos of each, the same"
+        " seeds for all forms. In brackets 95 % of bootstrap"
         " draws of the starts; differences to the bidirectional model are walk by walk. FP8 and NVFP4 are emulated here, which"
         " is slower than no quantisation; streams are made one video at a time, windows all at once.",
     )

@@ -31,12 +31,19 @@ class RenderedPlace:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the driver's memory."""
         self._renderer.close()
 
     def frames(self, first_from_cam: np.ndarray) -> np.ndarray:
         """[F, H, W, 3] uint8 seen along a path [F, 3, 4] in metres."""
-        poses = compose(self._start, first_from_cam)
-        return np.stack([self._renderer.image(self.camera, pose, _NO_OBJECTS) for pose in poses])
+        return np.stack([self.seen_from(pose) for pose in compose(self._start, first_from_cam)])
+
+    def seen_from(self, scene_from_cam: np.ndarray) -> np.ndarray:
+        """[H, W, 3] uint8 seen from a pose [3, 4] in the room itself."""
+        return self._renderer.image(self.camera, scene_from_cam, _NO_OBJECTS)
 
     def median_depth_m(self) -> float:
         """Of what the first camera sees."""

@@ -21,6 +21,8 @@ class Walks:
     """[N, F, H, W, 3] uint8"""
     first_from_cam: np.ndarray
     """[N, F, 3, 4], metres."""
+    scene_from_first: np.ndarray
+    """[N, 3, 4], of the first cameras in the room."""
     camera: Intrinsics
 
 
@@ -45,7 +47,7 @@ def rendered_walks(
         fxfycxcy_px=np.array([focal_px, focal_px, width / 2, height / 2]), width=width, height=height
     )
     scene = build_scene("room", seed=seed_of_place, route_length_m=10.0)
-    frames, poses = [], []
+    frames, poses, firsts = [], [], []
     with Renderer(scene.mesh.vertices(), scene.mesh.textures()) as renderer:
         for _ in range(num_starts):
             start = excursion_start(rng)
@@ -53,7 +55,13 @@ def rendered_walks(
                 path = _walk(rng, start, scene.space.eye_height_m, num_frames)
                 frames.append([renderer.image(camera, pose, np.zeros((0, 3, 4))) for pose in path])
                 poses.append(compose(invert(path[:1]), path))
-    return Walks(frames=np.array(frames), first_from_cam=np.array(poses), camera=camera)
+                firsts.append(path[0])
+    return Walks(
+        frames=np.array(frames),
+        first_from_cam=np.array(poses),
+        scene_from_first=np.array(firsts),
+        camera=camera,
+    )
 
 
 def _walk(rng: np.random.Generator, start: np.ndarray, eye_height_m: float, num_frames: int) -> np.ndarray:

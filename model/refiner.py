@@ -5,7 +5,9 @@ A flow that begins not in noise but in a noised first-stage latent, at level s0 
     x_1 = (1 - s0) x_low + s0 eps,    x_t = (1 - a) x_high + a x_1 with a = sigma / s0,    v = (x_1 - x_high) / s0
 
 so that dx / dsigma = v, and Euler steps from s0 to 0 lead from x_1 to x_high. The first frames are given clean as
-reference: keys and values for all others, which they do not read (a chunk of their own), without loss.
+reference: keys and values for all others, which they do not read (a chunk of their own), without loss. A whole clip is
+refined in one pass, in which blocks read earlier ones at their own level; a stream block by block, in which the
+earlier ones are done, in memory that does not grow: the first frame and a window of recent ones stay readable.
 
 Letters: B batch, c latent channels, T latent frames, h, w latent size.
 """
@@ -20,7 +22,11 @@ from torch import Tensor
 from worldline.model.camera_embedding import CameraConditions
 from worldline.model.diffusion import REFINER_SIGMA
 from worldline.model.sampler import REFINER_SIGMAS, roll_out, sample_euler
+from worldline.model.softmax_attention import AttentionSpan
 from worldline.model.world_model import WorldModel
+
+STREAM_SPAN = AttentionSpan(sink_frames=1, window_frames=11)
+"""What a block of a stream reads before it: SANA-WM's."""
 
 
 def draw_sigmas(
@@ -38,6 +44,20 @@ def draw_sigmas(
 def beginning(low: Tensor, noise: Tensor, *, start: float = REFINER_SIGMA) -> Tensor:
     """x_1 of first-stage latents."""
     return (1 - start) * low + start * noise
+
+
+def blocks_of(chunks: Iterable[Tensor], first: int, rest: int) -> Iterator[Tensor]:
+    """Latents [B, c, t, h, w] that come in chunks of any sizes, in a block of `first` frames and then blocks of `rest`, the
+    last perhaps shorter; each as soon as its frames are there."""
+    waiting: Tensor | None = None
+    size = first
+    for chunk in chunks:
+        waiting = chunk if waiting is None else torch.cat([waiting, chunk], dim=2)
+        while waiting.shape[2] >= size:
+            yield waiting[:, :, :size]
+            waiting, size = waiting[:, :, size:], rest
+    if waiting is not None and waiting.shape[2]:
+        yield waiting
 
 
 @torch.no_grad()

@@ -151,7 +151,8 @@ def roll_out(
             return model.stream(x, 1000 * levels, text, text_mask, conditions, state)[0]
 
         if generator is None:
-            x = sample_euler(velocity, x, table)
+            if table.any():  # a chunk that is given whole has nowhere to go
+                x = sample_euler(velocity, x, table)
         else:
             x = sample_few_steps(velocity, x, table, generator=generator)
         clean = torch.zeros(x.shape[0], num_frames, device=x.device)

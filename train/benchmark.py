@@ -26,12 +26,12 @@ from worldline.datasets.schema import MissingBackend
 from worldline.datasets.synthetic_places import RenderedPlace
 from worldline.evaluate.benchmark_paths import POSES_PER_S, BenchmarkPath, make_path, revisits, splits
 from worldline.evaluate.following import bootstrap, psnr_db, ssim, static_camera
+from worldline.evaluate.image_quality import ImageQuality, QualityName, drift, image_quality
 from worldline.evaluate.page import film_strips, page_html, write_page
 from worldline.evaluate.perceptual import NAME as PERCEPTUAL
 from worldline.evaluate.perceptual import perceptual_distance
 from worldline.evaluate.published_bench import manifest, published_scene
 from worldline.evaluate.recovered import RecoveredPath, disagreement, recover_path, score_path
-from worldline.filters.piqe import piqe
 from worldline.train.checkpoint import load_run, weights_key
 from worldline.train.generate import write_video
 from worldline.train.generate_run import RunGenerator
@@ -69,6 +69,8 @@ class BenchmarkConfig:
     engines: tuple[Literal["worldline", "pycolmap"], ...] = ("worldline",)
     """What tells the path from the frames (evaluate/recovered.py); with both, their disagreement too. pycolmap takes
     minutes a video."""
+    quality: QualityName = "piqe"
+    """Backend that image quality's drift is told by, in a column of its own (evaluate/image_quality.py)."""
 
     def __post_init__(self) -> None:
         splits(self.split)
@@ -83,7 +85,8 @@ def main(config: BenchmarkConfig) -> int:
         generator = RunGenerator(load_run(config.run))
         if generator.width is None or generator.height is None:
             raise ValueError(f"{config.run} was trained without a size: rooms cannot be rendered for it")
-        rows = list(measured(config, generator))
+        quality = image_quality(config.quality)
+        rows = list(measured(config, generator, quality))
     except (ValueError, MissingBackend) as error:
         logger.error("worldline benchmark: %s", error)
         return 1
@@ -91,8 +94,8 @@ def main(config: BenchmarkConfig) -> int:
     notes = [
         f"{len(rows)} paths of {config.seconds:g} s; in brackets 95 % of bootstrap draws of the rooms.",
         "PSNR and SSIM against the true render of the commanded path, without the given first frame. Revisits: the"
-        " later frame of a pair against the earlier one, for pairs that show nearly the same. Drift: PIQE (0 best,"
-        " 100 worst) of the last ten seconds minus that of the first.",
+        " later frame of a pair against the earlier one, for pairs that show nearly the same. Drift: how much"
+        f" worse {quality.name} is in the last ten seconds than in the first.",
         "Camera errors: paths told from the frames by the named engine, after Sim(3) with the commanded path, and as they"
         " are for the standing camera; over videos whose path could be told, with their share. The truth's row is the"
         " engine's own error.",
@@ -112,20 +115,23 @@ def main(config: BenchmarkConfig) -> int:
     return 0
 
 
-def measured(config: BenchmarkConfig, generator: RunGenerator) -> Iterator[dict[str, Any]]:
+def measured(
+    config: BenchmarkConfig, generator: RunGenerator, quality: ImageQuality
+) -> Iterator[dict[str, Any]]:
     """A row a path; those on disk are not made again. Raises ValueError for rows of another run or setting."""
     config.out.mkdir(parents=True, exist_ok=True)
     key = {"weights": weights_key(generator.model), "steps": config.steps, "seed": config.seed}
     key |= {"seconds": config.seconds, "fov_x_deg": config.fov_x_deg, "engines": list(config.engines)}
+    key["quality"] = config.quality
     if config.bench is not None:
-        yield from _published(config, generator, key | {"bench": True})
+        yield from _published(config, generator, quality, key | {"bench": True})
         return
     templates, started_s, made = splits(config.split), time.monotonic(), 0
     for k in range(config.scenes):
         room = config.first_scene + k
         paths = {template.name: config.out / f"room-{room}-{template.name}.json" for template in templates}
         if any(not path.exists() for path in paths.values()):
-            for row in _rows_of_room(config, generator, room, paths):
+            for row in _rows_of_room(config, generator, quality, room, paths):
                 replace_file(paths[row["path"]], json.dumps({"key": key, "row": row}).encode())
                 made += 1
                 left = len(templates) * (config.scenes - k - 1) + sum(
@@ -146,7 +152,7 @@ def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any]:
 
 
 def _published(
-    config: BenchmarkConfig, generator: RunGenerator, key: dict[str, Any]
+    config: BenchmarkConfig, generator: RunGenerator, quality: ImageQuality, key: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Rows of SANA-WM-Bench's scenes, each of which is a room of its own; those on disk are not made again."""
     assert config.bench is not None
@@ -170,14 +176,20 @@ def _published(
             )
             out = folder / f"{scene.name}_generated.mp4"
             row = {"room": scene.name, "path": f"{split} path", "split": split}
-            row |= _made(config, generator, frame[0], lens, walk, out, truth=None, prompt=scene.prompt)
+            row |= _made(
+                config, generator, quality, frame[0], lens, walk, out, truth=None, prompt=scene.prompt
+            )
             replace_file(kept, json.dumps({"key": key, "row": row}).encode())
             logger.info("%s, %s: %s", split, scene.name, row["outcome"])
             yield row
 
 
 def _rows_of_room(
-    config: BenchmarkConfig, generator: RunGenerator, room: int, paths: dict[str, Path]
+    config: BenchmarkConfig,
+    generator: RunGenerator,
+    quality: ImageQuality,
+    room: int,
+    paths: dict[str, Path],
 ) -> Iterator[dict[str, Any]]:
     """Those whose file is not there."""
     num_frames = round(config.seconds * POSES_PER_S) + 1
@@ -196,12 +208,13 @@ def _rows_of_room(
                 continue
             truth = place.frames(walk.first_from_cam[:: generator.frame_step])
             out = paths[template.name].with_suffix(".mp4")
-            yield row | _made(config, generator, truth[0], place.camera, walk, out, truth=truth)
+            yield row | _made(config, generator, quality, truth[0], place.camera, walk, out, truth=truth)
 
 
 def _made(
     config: BenchmarkConfig,
     generator: RunGenerator,
+    quality: ImageQuality,
     first_frame: np.ndarray,
     lens: Intrinsics,
     walk: BenchmarkPath,
@@ -229,7 +242,7 @@ def _made(
     for name, video in (("run", made), (STILL, still), (TRUTH, truth)):
         if video is None:
             continue
-        row |= {f"{name}: {what}": value for what, value in scores(video, truth, pairs, fps).items()}
+        row |= {f"{name}: {what}": value for what, value in scores(video, truth, pairs, fps, quality).items()}
         is_still = name == STILL
         found = camera_errors(None if is_still else video, lens, poses, fps, config.engines)
         row |= {f"{name}: {what}": value for what, value in found.items()}
@@ -244,7 +257,11 @@ def _made(
 
 
 def scores(
-    video: np.ndarray, truth: np.ndarray | None, pairs: list[tuple[int, int]], fps: float
+    video: np.ndarray,
+    truth: np.ndarray | None,
+    pairs: list[tuple[int, int]],
+    fps: float,
+    quality: ImageQuality,
 ) -> dict[str, float | None]:
     """Of one video [F, H, W, 3] uint8 against the truth, where there is one; None where a score has nothing to be told
     from."""
@@ -260,7 +277,7 @@ def scores(
         found["SSIM"] = float(ssim(video[None, 1:], truth[None, 1:])[0])
         found[PERCEPTUAL] = float(perceptual_distance(video[None, 1:], truth[None, 1:], max_frames=20)[0])
     found |= dict.fromkeys(("revisit PSNR, dB", "revisit SSIM", f"revisit {PERCEPTUAL}"))
-    found["drift, PIQE"] = float(np.mean(_piqe(video[last])) - np.mean(_piqe(video[first])))
+    found[f"drift, {quality.name}"] = drift(quality, video[first], video[last])
     pairs = [(a, b) for a, b in pairs if a != b]
     is_still = bool(np.array_equal(video[0], video[-1]) and np.array_equal(video[0], video[len(video) // 2]))
     if pairs and not is_still:  # a standing picture remembers perfectly, and shows nothing
@@ -305,11 +322,6 @@ def camera_errors(
         found["engines apart, deg"] = None if apart is None else apart.aligned.rotation_deg
         found["engines apart, in the second's unit"] = None if apart is None else apart.aligned.translation
     return found
-
-
-def _piqe(frames: np.ndarray) -> list[float]:
-    chosen = frames[:: max(1, len(frames) // 4)]
-    return [piqe(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)) for frame in chosen]
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

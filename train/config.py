@@ -28,10 +28,15 @@ class RefineConfig:
     """Euler steps of such a sample."""
     factors: tuple[float, float] = (2.0, 4.0)
     """Least and most that a clip is scaled down."""
+    streamed_share: float = 0.5
+    """Share of clips whose first blocks, any number but all, are given done and bear no loss, as in a stream, where a
+    block reads finished ones; for the others all blocks have one level, as where a clip is refined whole."""
 
     def __post_init__(self) -> None:
         if self.lora_rank < 0 or self.sample_steps < 1 or not 0 <= self.sample_share <= 1:
             raise ValueError("lora_rank must be at least 0, sample_steps 1, sample_share a probability")
+        if not 0 <= self.streamed_share <= 1:
+            raise ValueError(f"streamed_share is a probability, got {self.streamed_share}")
         if not 1 <= self.factors[0] <= self.factors[1]:
             raise ValueError(f"factors {self.factors} must ascend from 1 or more")
 

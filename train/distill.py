@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from worldline.datasets.transforms import ClipView
 from worldline.model.chunks import chunk_causal, chunk_spans
-from worldline.model.diffusion import clean_from_velocity, flow_error, noised
+from worldline.model.diffusion import Velocity, clean_from_velocity, flow_error, noised
 from worldline.model.distillation import draw_matching_sigmas, matching_loss, self_forced, teacher_path
 from worldline.model.rope import Grid
-from worldline.model.sampler import DISTILLED_SIGMAS
+from worldline.model.sampler import DISTILLED_SIGMAS, with_guidance
 from worldline.model.world_model import WorldModel, conditions
 from worldline.train.checkpoint import Run, built, load_run, load_state, plain, save, steps_of
 from worldline.train.config import TrainConfig
@@ -75,6 +75,9 @@ class DistillConfig:
     """Rates of SANA-WM's 2.6 B parameters; tiny models need a hundred times as much."""
     shift: float = 10.0
     """Of the levels at which teacher and critic look."""
+    guidance: float = 3.0
+    """Classifier-free guidance of the teacher, in its paths and in matching, which the student so has baked in; 3 is
+    SANA-WM's. 1 is none. Clips without a caption have nothing to be guided by."""
     clip_norm: float = 1.0
     seed: int = 0
     device: str = "cpu"
@@ -91,6 +94,8 @@ class DistillConfig:
             raise ValueError(f"{counts} must be positive, ode_steps and steps not negative")
         if min(self.ode_lr, self.student_lr, self.critic_lr, self.clip_norm) <= 0:
             raise ValueError("learning rates and clip_norm must be positive")
+        if self.guidance < 1:
+            raise ValueError(f"guidance must be at least 1, got {self.guidance}")
 
     @property
     def total_steps(self) -> int:
@@ -117,6 +122,7 @@ class Distiller:
         self.student = student.model.to(config.device).train()
         self.critic = copy.deepcopy(self.teacher).requires_grad_(True).train()
         self.text = run_text(student, config.device)
+        self.reads_captions = teacher.config["caption_dropout"] < 1
         self.is_amid_step = False
         """Whether one of the networks has taken this step and another has not."""
         # Without momentum, as usual where the loss changes under way.
@@ -166,9 +172,23 @@ class Distiller:
             part = replace(lens, fxfycxcy_px=lens.fxfycxcy_px[:, frames])
             return conditions(config, paths[:, frames], part, grid)
 
-        text, mask = (tensor.to(device) for tensor in self.text([""] * len(first)))
+        captions = [caption or "" for caption in clips.caption] if self.reads_captions else [""] * len(first)
+        text, mask = (tensor.to(device) for tensor in self.text(captions))
+        empty = self.text([""] * len(first)) if self.config.guidance != 1 and any(captions) else None
+        without = None if empty is None else (empty[0].to(device), empty[1].to(device))
         spans = chunk_spans(self.chunks)
-        return _Inputs(text, mask, seen(0, self.num_frames), [seen(a, b) for a, b in spans])
+        return _Inputs(text, mask, without, seen(0, self.num_frames), [seen(a, b) for a, b in spans])
+
+    def guided_teacher(self, inputs: _Inputs) -> Velocity:
+        """The teacher's velocity with guidance; where no clip has a caption that is the one without."""
+
+        def reading(text: Tensor, mask: Tensor) -> Velocity:
+            return lambda x, sigmas: self.teacher(x, 1000 * sigmas, text, mask, inputs.whole)
+
+        with_caption = reading(inputs.text, inputs.mask)
+        if inputs.without is None:
+            return with_caption
+        return with_guidance(with_caption, reading(*inputs.without), self.config.guidance)
 
     def _noise(self, first: Tensor, generator: torch.Generator) -> Tensor:
         batch, channels, _, height, width = first.shape
@@ -177,8 +197,7 @@ class Distiller:
     def _ode_loss(self, first: Tensor, inputs: _Inputs, generator: torch.Generator) -> Tensor:
         start = torch.cat([first, self._noise(first, generator)[:, :, 1:]], dim=2)
         states = teacher_path(
-            lambda x, sigmas: self.teacher(x, 1000 * sigmas, inputs.text, inputs.mask, inputs.whole),
-            start, DISTILLED_SIGMAS, steps=self.config.teacher_steps, num_clean=1,
+            self.guided_teacher(inputs), start, DISTILLED_SIGMAS, steps=self.config.teacher_steps, num_clean=1,
         )  # fmt: skip
         end = states[-1]
         # As in a roll-out: some first chunks are done, the next is at one of the few levels.
@@ -207,10 +226,10 @@ class Distiller:
         with torch.no_grad():
             sigmas = self._levels(len(first), generator)
             x = noised(sample, self._noise(first, generator), sigmas)
-            teacher, critic = (
-                clean_from_velocity(x, net(x, 1000 * sigmas, inputs.text, inputs.mask, inputs.whole), sigmas)
-                for net in (self.teacher, self.critic)
-            )
+            # The critic knows the student's videos as they are made, which guidance is in already.
+            fake = self.critic(x, 1000 * sigmas, inputs.text, inputs.mask, inputs.whole)
+            teacher = clean_from_velocity(x, self.guided_teacher(inputs)(x, sigmas), sigmas)
+            critic = clean_from_velocity(x, fake, sigmas)
         return matching_loss(sample, teacher, critic, sigmas > 0)
 
     def _critic_loss(self, sample: Tensor, inputs: _Inputs, generator: torch.Generator) -> Tensor:
@@ -272,6 +291,8 @@ class _Inputs:
 
     text: Tensor
     mask: Tensor
+    without: tuple[Tensor, Tensor] | None
+    """Text and mask of no caption; None where nothing is guided."""
     whole: Any
     """Cameras of the whole clip."""
     chunks: list[Any]
@@ -333,6 +354,10 @@ def _check(config: DistillConfig, teacher: Run, student: Run) -> None:
             raise ValueError(f"the {what} {run.path} is a run of the {run.config['kind']} stage")
     if teacher.config["chunks"] is not None or student.config["chunks"] is None:
         raise ValueError("the teacher must be bidirectional, the student chunk-causal")
+    if config.guidance != 1 and teacher.config["caption_dropout"] == 0:
+        raise ValueError(
+            "the teacher never went without a caption, so it cannot be guided: give --guidance 1"
+        )
     if autoencoder_key(teacher.autoencoder) != autoencoder_key(student.autoencoder):
         raise ValueError("teacher and student have different autoencoders")
     assert isinstance(teacher.model, WorldModel)
@@ -356,10 +381,8 @@ def _log(config: DistillConfig, step: int, losses: dict[str, float], steps_per_s
     with (config.out / "metrics.jsonl").open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(line) + "\n")
     shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
-    left_s = (config.total_steps - step) / steps_per_s
-    logger.info(
-        "step %d/%d %s %.2f steps/s, %.0f s left", step, config.total_steps, shown, steps_per_s, left_s
-    )
+    left_s, total = (config.total_steps - step) / steps_per_s, config.total_steps
+    logger.info("step %d/%d %s %.2f steps/s, %.0f s left", step, total, shown, steps_per_s, left_s)
 
 
 def main(config: DistillConfig) -> int:

@@ -8,26 +8,23 @@ state from chunk to chunk instead.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldline.annotate.camera import Intrinsics, compose, invert
 from worldline.datasets.clip_video import cover
 from worldline.model.autoencoder import CausalAutoencoder, from_pixels, to_pixels
 from worldline.model.camera_embedding import CameraConditions
 from worldline.model.chunks import chunk_causal
-from worldline.model.config import ModelConfig
-from worldline.model.quantize import PACK, QuantizeConfig, checked, quantize
-from worldline.model.refiner import refine
+from worldline.model.quantize import PACK
 from worldline.model.rope import Grid
 from worldline.model.sampler import (
     DISTILLED_SIGMAS,
@@ -38,20 +35,17 @@ from worldline.model.sampler import (
     staggered_schedule,
     with_guidance,
 )
-from worldline.model.world_model import WorldModel, conditions
+from worldline.model.world_model import conditions
 from worldline.train.checkpoint import Run, load_run
 from worldline.train.generate import GenerateConfig, Generated
-from worldline.train.latent_encoder import autoencoder_key
 from worldline.train.parallel import seeded_generator
+from worldline.train.quantized_run import quantized_model
+from worldline.train.refine_run import RunRefiner
 from worldline.train.text import run_text
 
 NextPoses = Callable[[int], Sequence[np.ndarray]]
 """Asked for the poses first_from_cam [3, 4] of the next n frames, the first of all the identity; fewer than n end the
 video after them."""
-
-
-MAX_QUANTIZED_ERROR = 0.2
-"""Of the norm of a model's output, on noise; NVFP4 costs the recipe's model 0.10 and 0.14 dB, FP8 0.03 and 0.01 dB."""
 
 
 class RunGenerator:
@@ -67,9 +61,9 @@ class RunGenerator:
         staggered: bool = False,
     ) -> None:
         """`dtype` bfloat16: matrix products of the model in it; fp8, nvfp4: its linear layers in that format
-        (model/quantize.py). Cameras and autoencoder stay float32, as in training. `refiner` goes over the latents of
-        each window once more. `staggered`: a chunk-causal run makes windows too, all chunks of one denoised together,
-        the earlier ones always cleaner, in place of one after the other.
+        (model/quantize.py). Cameras and autoencoder stay float32, as in training. `refiner` goes over the latents once
+        more, of each window or, where a run streams, block by block. `staggered`: a chunk-causal run makes windows too,
+        all chunks of one denoised together, the earlier ones always cleaner, in place of one after the other.
 
         Raises ValueError for a run of the autoencoder stage, which has no model, for a refiner that does not fit, and
         for a format in which the model's output is not its own any more (`MAX_QUANTIZED_ERROR`).
@@ -81,10 +75,7 @@ class RunGenerator:
         self.model, self.autoencoder = run.model.to(device), run.autoencoder.to(device)
         view = run.config["view"]
         if dtype in PACK:
-            config = QuantizeConfig(format=cast(Any, dtype))
-            probe = functools.partial(_on_noise, view=view, device=device)
-            quantized = quantize(self.model, config)
-            self.model = checked(self.model, quantized, config, probe, limit=MAX_QUANTIZED_ERROR)
+            self.model = quantized_model(self.model, dtype, view=view, device=device)
             dtype = "bfloat16" if device.startswith("cuda") else "float32"
         self.device, self.dtype = device, getattr(torch, dtype)
         self.num_frames, self.frame_step = int(view["num_frames"]), int(view["stride"])
@@ -96,17 +87,14 @@ class RunGenerator:
         if staggered and (self.chunks is None or self.is_distilled):
             raise ValueError(f"{run.path} is no chunk-causal run of many steps: nothing to stagger")
         self.text = run_text(run, self.device)
-        self.refiner = None if refiner is None else self._fitting(refiner)
-        self.refiner_chunks = None if refiner is None else refiner.config["chunks"]
+        self.refiner: RunRefiner | None = None
+        if refiner is not None:
+            self.refiner = RunRefiner(refiner, self.autoencoder, device=device, streams=self.streams)
 
-    def _fitting(self, refiner: Run) -> WorldModel:
-        if refiner.model is None or refiner.config["kind"] != "refiner":
-            raise ValueError(f"{refiner.path} is no run of the refiner stage")
-        if autoencoder_key(refiner.autoencoder) != autoencoder_key(self.autoencoder):
-            raise ValueError(f"{refiner.path} refines the latents of another autoencoder")
-        if self.chunks is not None:
-            raise ValueError("a chunk-causal run, which streams, is not refined: refine a bidirectional one")
-        return refiner.model.to(self.device)
+    @property
+    def streams(self) -> bool:
+        """Whether chunks come one after the other with carried state, and not windows."""
+        return self.chunks is not None and not self.staggered
 
     def num_evaluations(self, num_frames: int, steps: int) -> int:
         """Of the network, for a window of this many frames in `steps` steps."""
@@ -151,23 +139,10 @@ class RunGenerator:
         )
         latents = sample_euler(velocity, torch.cat([first, noise], dim=2), table)
         if self.refiner is not None and num_latents > 1:
-            latents = self._refined(latents, cameras, prompt, seed, start)
+            text, mask = self._caption(prompt, len(latents))
+            with self._mixed():
+                latents = self.refiner.window(latents, paths, intrinsics, text, mask, seed=seed, start=start)
         return to_pixels(self.autoencoder.decode(latents))
-
-    def _refined(
-        self, low: Tensor, cameras: CameraConditions | None, prompt: str, seed: int, start: int
-    ) -> Tensor:
-        assert self.refiner is not None
-        assert self.refiner_chunks is not None
-        first, rest = self.refiner_chunks
-        text, mask = self._caption(prompt, len(low))
-        # A place of its own: the noise that the first stage began with is in its latents.
-        noise = torch.randn(low.shape, generator=seeded_generator(seed, start, 1)).to(self.device)
-        with self._mixed():
-            return refine(
-                self.refiner, low, noise, low[:, :, :first], text, mask, cameras,
-                chunks=chunk_causal(low.shape[2], first=first, rest=rest),
-            )  # fmt: skip
 
     def stream(
         self,
@@ -211,7 +186,7 @@ class RunGenerator:
         with the length, in a chunk-causal run as long as its `AttentionSpan` has a window; but LTX-2's autoencoder
         decodes whole videos, so that a chunk-causal run with it yields its frames at the end.
         """
-        if self.chunks is None or self.staggered:
+        if not self.streams:
             return self._windows(first_frame, intrinsics, next_poses, steps, seed, prompt, guidance)
         if guidance != 1:
             raise ValueError("a chunk-causal run streams without guidance: give guidance 1")
@@ -259,22 +234,28 @@ class RunGenerator:
         first = self._encoded(first_frame[None])
         _, channels, _, height, width = first.shape
 
-        waiting: deque[tuple[CameraConditions | None, int]] = deque()
+        waiting: deque[CameraConditions | None] = deque()
+        unrefined: deque[np.ndarray] = deque()  # poses of frames that the refiner has not come to
+        num_known = 0
 
         def noises() -> Iterator[Tensor]:
-            """Of each chunk; its cameras and number of frames are put into `waiting` first."""
+            """Of each chunk; its cameras are put into `waiting` first."""
+            nonlocal num_known
             begin, size = 0, first_size
             while True:
                 missing = stride - 1 if begin == 0 else 0  # the first latent frame is one frame
                 poses = list(next_poses(stride * size - missing))
                 if not poses:
                     return
-                known, size = len(poses), math.ceil((len(poses) + missing) / stride)
-                poses += poses[-1:] * (stride * size - missing - known)
+                num_known += len(poses)
+                size = math.ceil((len(poses) + missing) / stride)
+                poses += poses[-1:] * (stride * size - missing - len(poses))
+                if self.refiner is not None:
+                    unrefined.extend(poses)
                 path = torch.as_tensor(np.stack(poses)[None], dtype=torch.float32, device=self.device)
                 grid = Grid(num_frames=size, height=height, width=width, first_frame=begin)
                 with torch.autocast(torch.device(self.device).type, enabled=False):
-                    waiting.append((conditions(self.model.config, path, intrinsics, grid), known))
+                    waiting.append(conditions(self.model.config, path, intrinsics, grid))
                 yield self._noise((1, channels, size, height, width), seed, begin)
                 begin, size = begin + size, later_size
 
@@ -284,12 +265,23 @@ class RunGenerator:
         if self.is_distilled:
             sigmas = list(DISTILLED_SIGMAS)
             generator = torch.Generator(self.device).manual_seed(seeded_generator(seed, 0, 2).initial_seed())
-        cameras = (waiting[0][0] for _ in itertools.repeat(None))
+        cameras = (waiting.popleft() for _ in itertools.repeat(None))
         chunks = roll_out(
             self.model, noises(), text, mask, cameras, sigmas=sigmas, generator=generator, first_frame=first
         )
+        if self.refiner is not None:
+
+            def take_poses(begin: int, size: int) -> Tensor:
+                count = stride * size - (stride - 1 if begin == 0 else 0)
+                taken = np.stack([unrefined.popleft() for _ in range(count)])
+                return torch.as_tensor(taken[None], dtype=torch.float32, device=self.device)
+
+            chunks = self.refiner.stream(chunks, take_poses, intrinsics, text, mask, seed=seed)
+        num_shown = 0
         for frames in self._decoded(chunks):
-            yield frames[: waiting.popleft()[1]]
+            shown = frames[: num_known - num_shown]  # without those that fill up the last latent frame
+            num_shown += len(shown)
+            yield shown
 
     def _decoded(self, chunks: Iterator[Tensor]) -> Iterator[np.ndarray]:
         tails: list[Tensor] | None = None
@@ -342,28 +334,6 @@ class RunGenerator:
         return velocity
 
 
-@torch.no_grad()
-def _on_noise(model: nn.Module, *, view: dict[str, Any], device: str) -> Tensor:
-    """The output for two clips of pure noise at a middle level, along a path that goes ahead and turns."""
-    config = cast(ModelConfig, model.config)
-    num_latents, count = 1 + (view["num_frames"] - 1) // view["time_stride"], view["num_frames"]
-    generator = seeded_generator(0)
-    latents = torch.randn(2, config.latent_channels, num_latents, 4, 6, generator=generator)
-    turns = torch.linspace(0, 0.5, count)
-    poses = torch.eye(3, 4).repeat(2, count, 1, 1)
-    poses[:, :, 0, 0], poses[:, :, 0, 2] = turns.cos(), turns.sin()
-    poses[:, :, 2, 0], poses[:, :, 2, 2] = -turns.sin(), turns.cos()
-    poses[:, :, 2, 3] = turns
-    lens = Intrinsics(fxfycxcy_px=np.array([4.0, 4.0, 3.0, 2.0]), width=6, height=4)
-    grid = Grid(num_frames=num_latents, height=4, width=6)
-    cameras = conditions(config, poses.to(device), lens, grid)
-    text = torch.zeros(2, 1, config.text_channels, device=device)
-    mask = torch.ones(2, 1, dtype=torch.bool, device=device)
-    levels = torch.full((2, num_latents), 500.0, device=device)
-    velocity: Tensor = model(latents.to(device), levels, text, mask, cameras)
-    return velocity
-
-
 class RunBackend:
     """Backend "run" of `worldline generate`: `model` is a run folder."""
 
@@ -401,6 +371,8 @@ class RunBackend:
             how = "chunks with carried state"
         if run.is_distilled:
             how += f", {len(DISTILLED_SIGMAS) - 1} steps each"
+        if run.refiner is not None:
+            how += f", refined in blocks of {run.refiner.chunks[1]}" if run.streams else ", refined"
         frames = run.stream(
             images[0],
             compose(invert(poses[:1]), poses),

@@ -12,7 +12,7 @@ from torch.nn import functional
 from worldline.datasets.transforms import ClipView
 from worldline.model.autoencoder import Autoencoder, CausalAutoencoder, reconstruction_loss
 from worldline.model.camera_embedding import CameraConditions
-from worldline.model.chunks import chunk_causal, one_chunk
+from worldline.model.chunks import chunk_causal, chunk_spans, one_chunk
 from worldline.model.diffusion import NoiseLevels, draw_levels, flow_error, noised, refiner_pair
 from worldline.model.refiner import draw_sigmas
 from worldline.model.rope import Grid
@@ -124,21 +124,22 @@ def _refiner_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder)
         grid = Grid(num_frames=num_frames, height=height, width=width)
         cameras = conditions(config.model, clips.first_from_cam.to(config.device), clips.intrinsics(), grid)
         text, mask = (tensor.to(config.device) for tensor in encode_text([""] * batch))
-        noises, sigmas, lows = [], [], []
+        noises, sigmas, lows, given = [], [], [], []
         for k, generator in enumerate(generators):
             noises.append(torch.randn(2, *high.shape[1:], generator=generator))
             sigmas.append(draw_sigmas(1, shift=config.flow.shift, generator=generator))
             is_sample = float(torch.rand(1, generator=generator)) < refine.sample_share
             factor = float(torch.empty(1).uniform_(*refine.factors, generator=generator))
             lows.append(None if is_sample else rescaled(frames[k : k + 1], factor))
+            given.append(_frames_given(chunks, refine.streamed_share, generator))
         noise = torch.stack(noises).to(config.device)  # [B, 2, c, T, h, w]
         with torch.no_grad(), mixed(config):
             sampled = _samples(first_stage, high, noise[:, 0], text, mask, cameras, refine.sample_steps)
             low = torch.stack(
                 [sampled[k] if x is None else autoencoder.encode(x)[0].float() for k, x in enumerate(lows)]
             )
-        levels = torch.cat(sigmas).to(config.device)[:, None].repeat(1, num_frames)
-        levels[:, : config.chunks[0]] = 0
+        is_given = torch.arange(num_frames) < torch.tensor(given)[:, None]
+        levels = torch.cat(sigmas)[:, None].masked_fill(is_given, 0.0).to(config.device)
         x, target = refiner_pair(low, high, noise[:, 1], levels)
         with mixed(config):
             velocity = net(x, 1000 * levels, text, mask, cameras, chunks=chunks)
@@ -146,6 +147,13 @@ def _refiner_loss(config: TrainConfig, net: nn.Module, autoencoder: Autoencoder)
         return weighed(error, levels > 0, clips, config)
 
     return loss
+
+
+def _frames_given(chunks: Sequence[int], streamed_share: float, generator: torch.Generator) -> int:
+    """How many first frames are clean: the first block's, or with this probability those of any number of blocks but all."""
+    ends = [stop for _, stop in chunk_spans(chunks)][:-1] or [chunks.count(chunks[0])]
+    is_streamed = float(torch.rand(1, generator=generator)) < streamed_share
+    return ends[int(torch.randint(len(ends), (), generator=generator))] if is_streamed else ends[0]
 
 
 def rescaled(frames: Tensor, factor: float) -> Tensor:

@@ -9,7 +9,7 @@ from worldline.model.chunks import chunk_causal
 from worldline.model.config import ModelConfig
 from worldline.model.diffusion import clean_from_velocity, noised
 from worldline.model.distillation import draw_matching_sigmas, matching_loss, self_forced, teacher_path
-from worldline.model.sampler import DISTILLED_SIGMAS, roll_out
+from worldline.model.sampler import DISTILLED_SIGMAS, roll_out, with_guidance
 from worldline.model.world_model import WorldModel
 
 TEXT, MASK = torch.zeros(2, 1, 8), torch.ones(2, 1, dtype=torch.bool)
@@ -85,6 +85,35 @@ def test_matching_moves_a_generator_to_the_teachers_gaussian() -> None:
         optimizer.step()
     assert float(mean) == pytest.approx(0.7, abs=0.05)
     assert float(log_std.exp()) == pytest.approx(0.4, abs=0.06)
+
+
+def test_a_guided_teacher_moves_the_generator_past_its_conditional_gaussian() -> None:
+    """Of two Gaussians of one width the guided score, s_u + w (s_c - s_u), is at each level that of a third, whose mean is
+    m_u + w (m_c - m_u)."""
+    mean_with, mean_without, width, guidance = 0.3, 0.1, 0.4, 3.0
+    guided_mean = mean_without + guidance * (mean_with - mean_without)
+    teacher = with_guidance(
+        _gaussian_velocity(mean_with, width), _gaussian_velocity(mean_without, width), guidance
+    )
+    generator = torch.Generator().manual_seed(2)
+    shape = (64, 1, 2, 2, 2)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    sigmas = draw_matching_sigmas(64, 2, shift=3.0, num_clean=0, generator=generator).double()
+    torch.testing.assert_close(teacher(x, sigmas), _gaussian_velocity(guided_mean, width)(x, sigmas))
+    mean, log_std = torch.tensor(-0.5, requires_grad=True), torch.tensor(0.0, requires_grad=True)
+    optimizer = torch.optim.Adam([mean, log_std], lr=0.03)
+    for _ in range(400):
+        sample = mean + log_std.exp() * torch.randn(shape, generator=generator)
+        sigmas = draw_matching_sigmas(64, 2, shift=3.0, num_clean=0, generator=generator)
+        x = noised(sample.detach(), torch.randn(shape, generator=generator), sigmas)
+        critic = _gaussian_velocity(float(mean), float(log_std.exp()))
+        clean = [clean_from_velocity(x, field(x, sigmas), sigmas) for field in (teacher, critic)]
+        loss = matching_loss(sample, clean[0], clean[1], sigmas > 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(mean) == pytest.approx(guided_mean, abs=0.05)
+    assert float(log_std.exp()) == pytest.approx(width, abs=0.06)
 
 
 def test_levels_leave_given_frames_clean() -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from worldline.model.chunks import chunk_causal
+from worldline.model.chunks import chunk_causal, chunk_spans
 from worldline.model.config import ModelConfig
 from worldline.model.diffusion import REFINER_SIGMA, refiner_pair
 from worldline.model.lora import adapter_state, merged, with_lora
-from worldline.model.refiner import beginning, draw_sigmas, refine, refine_stream
+from worldline.model.refiner import beginning, blocks_of, draw_sigmas, refine, refine_stream
 from worldline.model.sampler import REFINER_SIGMAS, sample_euler
 from worldline.model.softmax_attention import AttentionSpan
 from worldline.model.world_model import WorldModel
@@ -100,14 +100,23 @@ def test_one_block_streamed_is_the_clip_whole() -> None:
     torch.testing.assert_close(torch.cat(blocks, dim=2), whole, rtol=1e-9, atol=1e-9)
 
 
-def test_streamed_blocks_read_refined_ones_within_the_window() -> None:
-    """Each block equals a whole-clip pass in which the blocks before it are clean and refined."""
-    model, (low, noise) = _model(window=3), _tensors(2)
-    reference, spans = low[:, :, :1], [(1, 4), (4, 7)]
+@pytest.mark.parametrize(("window", "rest"), [(3, 3), (2, 3), (4, 2), (0, 2)])
+def test_streamed_blocks_read_refined_ones_within_the_window(
+    window: int, rest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block equals a pass over the whole clip in which the blocks before it are clean and refined, its attention one
+    softmax over all tokens with a mask: the block itself, the first frame, and the window before the block."""
+    shape = (1, 4, 12, 2, 3)
+    generator = torch.Generator().manual_seed(3)
+    low, noise = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    model, reference = _model(window=window), low[:, :, :1]
+    chunks = chunk_causal(12, first=1, rest=rest)
+    spans = chunk_spans(chunks)[1:]
     parts = [[x[:, :, a:b] for a, b in spans] for x in (low, noise)]
-    blocks = list(refine_stream(model, parts[0], parts[1], reference, TEXT, MASK, [None] * 3))
+    blocks = list(refine_stream(model, *parts, reference, TEXT, MASK, [None] * len(chunk_spans(chunks))))
     streamed = torch.cat(blocks, dim=2)
-    chunks = chunk_causal(7, first=1, rest=3)
+    assert streamed.shape == shape
+    monkeypatch.setattr("worldline.model.attention.softmax_attention", _masked_attention)
     for a, b in spans:
         x = torch.cat([streamed[:, :, :a], beginning(low, noise)[:, :, a:b]], dim=2)
         table = torch.tensor(REFINER_SIGMAS, dtype=torch.float64)[:, None].repeat(1, b)
@@ -117,6 +126,40 @@ def test_streamed_blocks_read_refined_ones_within_the_window() -> None:
                 lambda v, s, b=b: model(v, 1000 * s.double(), TEXT, MASK, None, chunks=chunks[:b]), x, table
             )
         torch.testing.assert_close(streamed[:, :, a:b], whole[:, :, a:b], rtol=1e-5, atol=1e-5)
+
+
+def _masked_attention(queries, keys, values, *, chunks, span, scale=None, **_):
+    """Softmax over all tokens of a clip [B, T, S, H, D] under a mask of frames."""
+    num_frames, num_tokens = queries.shape[1:3]
+    reads = torch.zeros(num_frames, num_frames, dtype=torch.bool)
+    for a, b in chunk_spans(chunks):
+        reads[a:b, a:b] = True
+        reads[a:b, : min(a, span.sink_frames)] = True
+        reads[a:b, max(0, a - (num_frames if span.window_frames is None else span.window_frames)) : a] = True
+    mask = reads.repeat_interleave(num_tokens, 0).repeat_interleave(num_tokens, 1)
+    q, k, v = (x.flatten(1, 2) for x in (queries, keys, values))  # [B, N, H, D]
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * (scale or queries.shape[-1] ** -0.5)
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+    return torch.einsum("bhnm,bmhd->bnhd", weights, v).view_as(queries), None
+
+
+@pytest.mark.parametrize("sizes", [[1, 2, 2, 2, 2], [4, 3, 2], [9], [2, 7], [1] * 9])
+def test_chunks_of_any_size_become_blocks(sizes: list[int]) -> None:
+    clip = torch.arange(9.0).view(1, 1, 9, 1, 1)
+    asked: list[int] = []
+
+    def chunks():
+        for chunk in clip.split(sizes, dim=2):
+            asked.append(chunk.shape[2])
+            yield chunk
+
+    blocks = blocks_of(chunks(), 1, 3)
+    first = next(blocks)
+    assert asked == sizes[:1]  # nothing is waited for that is not needed
+    found = [first, *blocks]
+    assert [block.shape[2] for block in found] == [1, 3, 3, 2]
+    assert torch.equal(torch.cat(found, dim=2), clip)
+    assert list(blocks_of(iter([]), 1, 3)) == []
 
 
 def test_adapters_start_without_effect_and_merge_into_the_weights() -> None:

@@ -15,6 +15,7 @@ from worldline.datasets.schema import MissingBackend
 from worldline.datasets.synthetic_places import RenderedPlace
 from worldline.datasets.transforms import ViewConfig
 from worldline.evaluate.following import psnr_db
+from worldline.evaluate.image_quality import image_quality
 from worldline.evaluate.perceptual import NAME as PERCEPTUAL
 from worldline.evaluate.published_bench import SPLIT_FOLDERS, manifest, published_scene
 from worldline.model.camera_embedding import CameraGridConfig
@@ -24,6 +25,8 @@ from worldline.model.world_model import WorldModel
 from worldline.train.benchmark import STILL, TRUTH, BenchmarkConfig, main, scores
 from worldline.train.checkpoint import plain, save
 from worldline.train.config import TrainConfig
+
+PIQE = image_quality("piqe")
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_scores_of_videos_that_are_known() -> None:
     truth = rng.integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
     truth[30] = truth[10]
     still = np.broadcast_to(truth[:1], truth.shape)
-    own, standing = (scores(video, truth, [(10, 30)], fps=2.0) for video in (truth, still))
+    own, standing = (scores(video, truth, [(10, 30)], fps=2.0, quality=PIQE) for video in (truth, still))
     assert own["PSNR, first 10 s, dB"] is None
     assert own["SSIM"] == pytest.approx(1.0)
     assert own["revisit PSNR, dB"] == 60.0
@@ -83,8 +86,8 @@ def test_scores_of_videos_that_are_known() -> None:
     assert standing["drift, PIQE"] == 0.0
     assert standing["PSNR, last 10 s, dB"] == pytest.approx(psnr_db(still[None, -19:], truth[None, -19:])[0])
     off = np.clip(truth.astype(int) + 10, 0, 255).astype(np.uint8)
-    assert 28 < scores(off, truth, [], fps=2.0)["PSNR, first 10 s, dB"] < 29
-    assert scores(off, truth, [], fps=2.0)["revisit SSIM"] is None
+    assert 28 < scores(off, truth, [], fps=2.0, quality=PIQE)["PSNR, first 10 s, dB"] < 29
+    assert scores(off, truth, [], fps=2.0, quality=PIQE)["revisit SSIM"] is None
 
 
 def test_a_folder_that_is_no_run_is_said(tmp_path: Path, caplog) -> None:

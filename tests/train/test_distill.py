@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,12 @@ from worldline.model.camera_embedding import CameraGridConfig
 from worldline.model.config import ModelConfig
 from worldline.model.patch_autoencoder import PatchAutoencoderConfig
 from worldline.model.sampler import DISTILLED_SIGMAS
-from worldline.train.checkpoint import load_run, load_state
+from worldline.train.checkpoint import built, load_run, load_state
 from worldline.train.config import TrainConfig
 from worldline.train.distill import DistillConfig, Distiller, distill, main
 from worldline.train.generate_run import RunGenerator
-from worldline.train.trainer import train
+from worldline.train.objectives import latents_of
+from worldline.train.trainer import open_loader, train
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,11 @@ def config(tmp_path_factory, media, posed) -> DistillConfig:
         shards=shards, out=folder / "distilled", teacher=teacher.out, student=student.out, ode_steps=2, steps=6,
         teacher_steps=2, global_batch=2, ode_lr=1e-3, student_lr=1e-3, critic_lr=1e-3, checkpoint_every=3, log_every=1,
     )  # fmt: skip
+
+
+def _reading(config: DistillConfig) -> TrainConfig:
+    """How the student's run reads clips."""
+    return built(TrainConfig, load_run(config.student).config)
 
 
 def test_both_phases_run_and_a_stopped_one_goes_on_bit_identically(config, tmp_path, monkeypatch) -> None:
@@ -106,6 +113,48 @@ def test_the_run_streams_in_four_steps(config, tmp_path) -> None:
     assert not np.array_equal(frames, list(generator.stream(image, path, lens, seed=4)))
 
 
+def test_the_teacher_is_guided_by_captions_in_both_phases(config, monkeypatch) -> None:
+    distiller = Distiller(config)
+    clips = next(iter(open_loader(_reading(config))))
+    first = latents_of(clips, distiller.autoencoder, "cpu")[:, :, :1]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, distiller.num_frames, *first.shape[3:], generator=generator)
+    sigmas = torch.full(x.shape[:1] + x.shape[2:3], 0.5)
+    captioned = replace(clips, caption=["a room with a red door", None])
+    inputs = distiller._inputs(captioned, first)
+
+    def velocity(text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return distiller.teacher(x, 1000 * sigmas, text, mask, inputs.whole)
+
+    given, empty = (
+        velocity(*distiller.text(["a room with a red door", ""])),
+        velocity(*distiller.text(["", ""])),
+    )
+    assert (given[0] - empty[0]).abs().max() > 1e-6
+    torch.testing.assert_close(distiller.guided_teacher(inputs)(x, sigmas), empty + 3 * (given - empty))
+    # Without captions there is one pass, and the guidance changes nothing.
+    plain = distiller._inputs(clips, first)
+    assert plain.without is None
+    assert torch.equal(distiller.guided_teacher(plain)(x, sigmas), empty)
+    # Both losses ask the guided teacher.
+    asked: list[int] = []
+    real = Distiller.guided_teacher
+    monkeypatch.setattr(Distiller, "guided_teacher", lambda self, given: asked.append(1) or real(self, given))
+    distiller._ode_loss(first, inputs, torch.Generator().manual_seed(1))
+    distiller._matching_loss(first, inputs, torch.Generator().manual_seed(1))
+    assert len(asked) == 2
+
+
+def test_guidance_changes_the_student_where_clips_have_captions(config) -> None:
+    clips = replace(next(iter(open_loader(_reading(config)))), caption=["one", "two"])
+    weights = []
+    for guidance in (1.0, 3.0):
+        distiller = Distiller(replace(config, guidance=guidance))
+        distiller.step(config.ode_steps, clips)
+        weights.append(distiller.student.state_dict())
+    assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_runs_that_do_not_fit_are_refused(config, tmp_path, caplog) -> None:
     for change, message in (
         ({"teacher": config.student}, "teacher must be bidirectional"),
@@ -114,6 +163,17 @@ def test_runs_that_do_not_fit_are_refused(config, tmp_path, caplog) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             distill(replace(config, out=tmp_path / "no", **change))
+    described = load_run(config.teacher).config
+    shutil.copytree(config.teacher, tmp_path / "always")
+    state_path = next((tmp_path / "always" / "checkpoints").iterdir()) / "state.pt"
+    state = torch.load(state_path, weights_only=True)
+    torch.save(state | {"config": described | {"caption_dropout": 0.0}}, state_path)
+    always = replace(config, out=tmp_path / "no", teacher=tmp_path / "always")
+    with pytest.raises(ValueError, match="never went without a caption"):
+        distill(always)
+    Distiller(replace(always, guidance=1.0))
+    with pytest.raises(ValueError, match="guidance"):
+        replace(config, guidance=0.5)
     done = replace(config, out=tmp_path / "done", ode_steps=1, steps=0)
     distill(done)
     assert main(replace(done, ode_lr=0.5)) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,10 +19,12 @@ from worldline.annotate.camera import Intrinsics, compose, invert
 from worldline.datasets.transforms import ViewConfig
 from worldline.model.autoencoder import to_pixels
 from worldline.model.camera_embedding import CameraGridConfig
+from worldline.model.chunks import chunk_causal
 from worldline.model.config import ModelConfig
 from worldline.model.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
-from worldline.model.refiner import refine
+from worldline.model.refiner import STREAM_SPAN, beginning, refine
 from worldline.model.rope import Grid
+from worldline.model.sampler import REFINER_SIGMAS, sample_euler
 from worldline.model.text import ByteText
 from worldline.model.world_model import WorldModel, conditions
 from worldline.train.actions import ActionConfig, poses_of_actions
@@ -30,6 +34,7 @@ from worldline.train.generate import GenerateConfig, _keys, main, write_video
 from worldline.train.generate_run import RunBackend, RunGenerator
 from worldline.train.overlay import with_control
 from worldline.train.parallel import seeded_generator
+from worldline.train.refine_run import RunRefiner
 
 torch.set_num_threads(1)
 LENS = Intrinsics(fxfycxcy_px=np.array([24.0, 24.0, 16.0, 8.0]), width=32, height=16)
@@ -37,8 +42,11 @@ PATH = poses_of_actions("w-4,d-6", ActionConfig(step_m=0.3, turn_deg=8.0, ease_f
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
 
 
-def saved_run(folder: Path, chunks: tuple[int, int] | None = None, kind: str = "flow") -> Path:
-    """A run of random weights, none of them zero, so that cameras and noise matter."""
+def saved_run(
+    folder: Path, chunks: tuple[int, int] | None = None, kind: str = "flow", *, patches: int = 3
+) -> Path:
+    """A run of random weights, none of them zero, so that cameras and noise matter; `patches`: frames that the
+    autoencoder is fitted to."""
     config = TrainConfig(
         shards="none",
         out=folder,
@@ -65,7 +73,7 @@ def saved_run(folder: Path, chunks: tuple[int, int] | None = None, kind: str = "
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    autoencoder.fit(2 * torch.rand(2, 3, 3, 16, 32) - 1)
+    autoencoder.fit(2 * torch.rand(2, 3, patches, 16, 32) - 1)
     weights = {"model": model.state_dict(), "ema": None, "autoencoder": autoencoder.state_dict()}
     save(folder, 1, weights | {"step": 1, "config": plain(config)})
     return folder
@@ -279,6 +287,97 @@ def test_a_refiner_goes_over_each_window_and_keeps_its_first_frame(tmp_path: Pat
     assert np.array_equal(found, to_pixels(decode(wanted)))
 
 
+@pytest.mark.parametrize("chunks", [(1, 2), (2, 3)])
+def test_a_stream_is_refined_block_by_block_and_equals_masked_whole_passes(
+    tmp_path: Path, chunks: tuple[int, int]
+) -> None:
+    """By hand: the stream's own latents; then for each block of three a pass over the whole clip so far, in which the
+    frames before it are done and clean and the mask lets it read the first one and the eleven before it."""
+    run = load_run(saved_run(tmp_path / "run", chunks))
+    made = RunRefiner(
+        load_run(saved_run(tmp_path / "r", (1, 3), "refiner")), run.autoencoder, device="cpu", streams=True
+    )
+    assert made.model.config.span == STREAM_SPAN
+    path = poses_of_actions(
+        "w-9,d-12,a-10", ActionConfig(step_m=0.1, turn_deg=3.0, ease_frames=0)
+    )  # 32 poses
+    kept: list[torch.Tensor] = []
+    generator = RunGenerator(run)
+    decode = generator.autoencoder.decode
+    generator.autoencoder.decode = lambda z: kept.append(z) or decode(z)  # type: ignore[method-assign]
+    unrefined = np.stack(list(generator.stream(IMAGE, path, LENS, steps=2, seed=1)))
+    generator.autoencoder.decode = decode  # type: ignore[method-assign]
+    low = torch.cat(kept, dim=2)
+    text, mask = ByteText(channels=8)([""])
+    wanted = low[:, :, :1]
+    for begin in range(1, low.shape[2], 3):
+        block = low[:, :, begin : begin + 3]
+        end = begin + block.shape[2]
+        noise = torch.randn(block.shape, generator=seeded_generator(1, begin, 1))
+        poses = torch.as_tensor(np.concatenate([path, path[-1:]])[None, :end], dtype=torch.float32)
+        grid = Grid(num_frames=end, height=low.shape[3], width=low.shape[4])
+        cameras = conditions(made.model.config, poses, LENS, grid)
+        spans = chunk_causal(end, first=1, rest=3)
+        table = torch.tensor(REFINER_SIGMAS, dtype=torch.float64)[:, None].repeat(1, end)
+        table[:, :begin] = 0
+
+        def velocity(x, sigmas, cameras=cameras, spans=spans):
+            return made.model(x, 1000 * sigmas, text, mask, cameras, chunks=spans)
+
+        with torch.no_grad():
+            x = torch.cat([wanted, beginning(block, noise)], dim=2)
+            wanted = torch.cat([wanted, sample_euler(velocity, x, table)[:, :, begin:]], dim=2)
+    refiner = load_run(saved_run(tmp_path / "r", (1, 3), "refiner"))
+    generator = RunGenerator(run, refiner=refiner)
+    kept.clear()
+    generator.autoencoder.decode = lambda z: kept.append(z) or decode(z)  # type: ignore[method-assign]
+    refined = np.stack(list(generator.stream(IMAGE, path, LENS, steps=2, seed=1)))
+    generator.autoencoder.decode = decode  # type: ignore[method-assign]
+    torch.testing.assert_close(torch.cat(kept, dim=2), wanted, rtol=1e-5, atol=1e-5)
+    assert [z.shape[2] for z in kept[:3]] == [1, 3, 3]
+    assert refined.shape == unrefined.shape == (32, 16, 32, 3)
+    assert np.array_equal(refined[0], unrefined[0])
+    assert (refined[1:] != unrefined[1:]).any(axis=(1, 2, 3)).all()
+    # Live, the path is asked for a chunk at a time, and nothing but the wait for a block's frames is added.
+    poses = iter(path)
+    live = generator.stream_live(IMAGE, LENS, lambda n: list(itertools.islice(poses, n)), steps=2, seed=1)
+    first = [next(live), next(live)]
+    assert np.array_equal(np.concatenate(first), refined[:4])
+    assert sum(1 for _ in poses) >= 32 - 7
+    live.close()
+
+
+def test_a_refined_stream_carries_a_state_that_does_not_grow(tmp_path: Path) -> None:
+    run = load_run(saved_run(tmp_path / "run", (1, 2)))
+    generator = RunGenerator(run, refiner=load_run(saved_run(tmp_path / "r", (1, 3), "refiner")))
+    assert generator.refiner is not None
+    sizes: list[int] = []
+    stream = generator.refiner.model.stream
+
+    def spy(*given):
+        velocity, state = stream(*given)
+        if not given[1].any():
+            sizes.append(_num_values(state))
+        return velocity, state
+
+    generator.refiner.model.stream = spy  # type: ignore[method-assign]
+    path = np.tile(np.eye(3, 4), (90, 1, 1))
+    path[:, 2, 3] = 0.02 * np.arange(90)
+    assert sum(1 for _ in generator.stream(IMAGE, path, LENS, steps=1)) == 90
+    assert len(sizes) == 31  # the first frame, 29 blocks of three, two frames more
+    assert len(set(sizes[4:])) == 1  # the window is full
+    assert sizes[0] < sizes[4]
+
+
+def _num_values(part: object) -> int:
+    """Of all tensors in a state."""
+    if isinstance(part, torch.Tensor):
+        return part.numel()
+    if dataclasses.is_dataclass(part):
+        return sum(_num_values(getattr(part, field.name)) for field in dataclasses.fields(part))
+    return sum(map(_num_values, part)) if isinstance(part, tuple | list) else 0
+
+
 def test_runs_that_do_not_fit_are_named(tmp_path: Path) -> None:
     run, streams = saved_run(tmp_path / "run"), saved_run(tmp_path / "s", (1, 2))
     refiner = load_run(saved_run(tmp_path / "r", (1, 2), "refiner"))
@@ -286,8 +385,9 @@ def test_runs_that_do_not_fit_are_named(tmp_path: Path) -> None:
         RunGenerator(refiner)
     with pytest.raises(ValueError, match="no run of the refiner stage"):
         RunGenerator(load_run(run), refiner=load_run(streams))
-    with pytest.raises(ValueError, match="is not refined"):
-        RunGenerator(load_run(streams), refiner=refiner)
+    other = saved_run(tmp_path / "other", patches=4)
+    with pytest.raises(ValueError, match="another autoencoder"):
+        RunGenerator(load_run(other), refiner=refiner)
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "nvfp4"])

@@ -11,11 +11,12 @@ import torch
 
 from worldline.datasets.transforms import ViewConfig
 from worldline.model.autoencoder import AutoencoderConfig
+from worldline.model.chunks import chunk_causal
 from worldline.model.config import ModelConfig
 from worldline.train import trainer
 from worldline.train.checkpoint import load_run, load_state
 from worldline.train.config import RefineConfig, TrainConfig
-from worldline.train.objectives import rescaled
+from worldline.train.objectives import _frames_given, rescaled
 from worldline.train.trainer import train
 
 
@@ -94,6 +95,16 @@ def test_both_kinds_of_pairs_train_all_weights_without_adapters(first_stage, tmp
         train(_stage(first_stage, tmp_path / f"{share}", refine=refine))
     kept = [load_run(tmp_path / f"{share}").model.state_dict() for share in (0.0, 1.0)]
     assert any(not torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+
+
+def test_given_blocks_are_the_first_or_any_but_the_last() -> None:
+    generator, chunks = torch.Generator().manual_seed(0), chunk_causal(9, first=1, rest=3)  # 1, 3, 3, 2
+    whole = [_frames_given(chunks, 0.0, generator) for _ in range(50)]
+    streamed = [_frames_given(chunks, 1.0, generator) for _ in range(300)]
+    assert set(whole) == {1}
+    assert set(streamed) == {1, 4, 7}
+    assert min(streamed.count(end) for end in (1, 4, 7)) > 60
+    assert _frames_given([0], 1.0, generator) == 1
 
 
 def test_scaling_down_and_up_keeps_means_and_loses_detail() -> None:
