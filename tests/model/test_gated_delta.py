@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldline.model.delta_ops import frame_steps, read_states, state_scan
 from worldline.model.gated_delta import (
     DeltaInputs,
     DeltaState,
@@ -16,7 +17,6 @@ from worldline.model.gated_delta import (
     delta_recurrent,
     gated_delta,
     guarded_beta,
-    state_scan,
     transition_norm,
 )
 
