@@ -14,7 +14,7 @@ model, one frame a chunk the causal one.
 Forms of one function, equal to rounding:
 - `delta_recurrent`: the equation, frame by frame; the reference.
 - `delta_chunked`: for training. Transitions and updates of all frames as batched products, then a scan over
-  D x D matrices, then outputs of all frames. Both directions share the first and last step.
+  D x D matrices, then outputs of all frames (`delta_ops`). Both directions share the first and last step.
 - either with `state`: streaming, chunk after chunk.
 - `delta_chunked` with `group`: context parallel, exact.
 
@@ -152,11 +152,12 @@ def delta_recurrent(
         state = step(state, t)
         outputs.append(read(state, t))
     later = zero
-    for t in reversed(range(num_frames)):
-        if t + 1 == num_frames or chunks[t] != chunks[t + 1]:
+    for t in reversed(range(num_frames - 1)):
+        if chunks[t] == chunks[t + 1]:
+            later = step(later, t + 1)
+            outputs[t] = outputs[t] + read(later, t)
+        else:
             later = zero
-        outputs[t] = outputs[t] + read(later, t)
-        later = step(later, t)
     return torch.stack(outputs, dim=1), state
 
 
@@ -176,8 +177,8 @@ def delta_chunked(
 ) -> tuple[Tensor, Tensor]:
     """The rule over all frames at once; shapes as in DeltaInputs, state [B, H, E, D].
 
-    Memory beyond the inputs is O(T D (D + E)) a head, and the tokens of one head. With `group`, `state` must be
-    None: the carried state is made by the ranks themselves.
+    Memory beyond the inputs is O(T D (D + E)) a head, and what the tokens of one head take. With `group`,
+    `state` must be None: the carried state is made by the ranks themselves.
     """
     with torch.autocast(device_type=keys.device.type, enabled=False):
         queries, keys, values, beta, gamma = _as_float(queries, keys, values, beta, gamma)

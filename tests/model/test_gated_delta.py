@@ -188,26 +188,53 @@ def test_one_token_a_frame_equals_flash_linear_attention(form):
         assert relative(a, b) < 2e-5
 
 
+def random_leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(s, dtype=torch.float64, generator=generator).requires_grad_() for s in shapes]
+
+
 def test_scan_gradients_by_finite_differences():
-    torch.manual_seed(0)
-    transition, update = (
-        torch.randn(3, 2, 4, 4, dtype=torch.float64),
-        torch.randn(3, 2, 3, 4, dtype=torch.float64),
-    )
-    start = torch.randn(2, 3, 4, dtype=torch.float64)
+    arguments = random_leaves((2, 3, 4, 4), (2, 3, 3, 4), (2, 3, 4))
     for reverse in (False, True):
-        arguments = [x.clone().requires_grad_() for x in (transition, update, start)]
         assert torch.autograd.gradcheck(lambda a, b, c, r=reverse: state_scan(a, b, c, r), arguments)
         assert torch.autograd.gradgradcheck(lambda a, b, c, r=reverse: state_scan(a, b, c, r), arguments)
 
 
+def step_arguments() -> list[Tensor]:
+    """keys, values, beta, gamma with a value dim of its own, and one frame that forgets everything."""
+    tokens = (2, 3, 5, 2)
+    keys, values, beta, gamma = random_leaves((*tokens, 4), (*tokens, 3), tokens, (2, 3, 2))
+    gamma.data[0, 1] = 0
+    return [keys, values, beta, gamma]
+
+
+def test_step_and_read_gradients_by_finite_differences():
+    assert torch.autograd.gradcheck(frame_steps, step_arguments())
+    assert torch.autograd.gradcheck(read_states, random_leaves((2, 3, 5, 2, 4), (4, 3, 3, 4)))
+
+
+def test_steps_of_tensors_that_are_not_contiguous():
+    """Heads first in memory, as some projections leave them, and an expanded gradient."""
+    arguments = step_arguments()
+    scattered = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in arguments]
+    assert not scattered[0].is_contiguous()
+    results = [frame_steps(*x) for x in (arguments, scattered)]
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    grads = [
+        torch.autograd.grad(r[0].sum() + r[1].sum(), x)
+        for r, x in zip(results, (arguments, scattered), strict=True)
+    ]
+    for a, b in zip(*grads, strict=True):
+        assert relative(b, a) < 1e-14
+
+
 def test_operator_registration():
-    arguments = (
-        torch.randn(3, 2, 4, 4, requires_grad=True),
-        torch.randn(3, 2, 1, 4, requires_grad=True),
-        torch.randn(2, 1, 4),
-    )
-    torch.library.opcheck(state_scan, (*arguments, False), rtol=1e-4, atol=1e-5)
+    scan = [x.detach().float() for x in random_leaves((3, 2, 4, 4), (3, 2, 1, 4), (3, 1, 4))]
+    leaves = [x.requires_grad_() for x in scan[:2]]
+    torch.library.opcheck(state_scan, (*leaves, scan[2], False), rtol=1e-4, atol=1e-5)
+    torch.library.opcheck(frame_steps, step_arguments())
+    torch.library.opcheck(read_states, random_leaves((2, 3, 5, 2, 4), (4, 3, 3, 4)))
 
 
 def test_half_precision_runs_in_float32_inside():
