@@ -7,7 +7,7 @@
 Registered operators, so that torch.compile sees three nodes and not unrolled loops, and so that nothing of
 the size of the clip is kept for the backward pass but the inputs. The steps over all frames go head by head:
 there the matrix products read a clip's tensors where they lie, [B, T, S, H, D], and what is made on the way
-has the size of one head.
+has the size of one head. Gradients are of first order: a gradient of a gradient raises.
 
 Letters: B batch, T latent frames, S tokens a frame, H heads, D key dim, E value dim, N = H B.
 """
@@ -185,27 +185,45 @@ def _(transition: Tensor, update: Tensor, start: Tensor, reverse: bool) -> Tenso
     return update.new_empty(update.shape)
 
 
+@torch.library.custom_op("worldline::state_scan_backward", mutates_args=())
+def state_scan_backward(
+    grad: Tensor, transition: Tensor, start: Tensor, states: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of transition, update and start.
+
+    The update's is a scan the other way: A_t = A_{t+1} transition_{t+1}^T + grad_t.
+    """
+    grad_transition, adjoint = transition.new_empty(transition.shape), grad.new_empty(grad.shape)
+    matrices = transition.mT.unbind(dim=1)
+    steps = list(zip(matrices, grad.unbind(dim=1), adjoint.unbind(dim=1), strict=True))
+    carried, previous = torch.zeros_like(start), matrices[0]
+    for matrix, added, out in steps if reverse else reversed(steps):
+        carried = torch.baddbmm(added, carried, previous)
+        out.copy_(carried)
+        previous = matrix
+    first, later = (-1, slice(None, -1)) if reverse else (0, slice(1, None))
+    before = states[:, 1:] if reverse else states[:, :-1]
+    torch.bmm(start.mT, adjoint[:, first], out=grad_transition[:, first])
+    for state, adjoint_n, out in zip(before, adjoint[:, later], grad_transition[:, later], strict=True):
+        torch.bmm(state.mT, adjoint_n, out=out)
+    return grad_transition, adjoint, torch.bmm(carried, previous)
+
+
+@state_scan_backward.register_fake
+def _(
+    grad: Tensor, transition: Tensor, start: Tensor, states: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return transition.new_empty(transition.shape), grad.new_empty(grad.shape), start.new_empty(start.shape)
+
+
 def _keep_scan(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
     transition, _, start, reverse = inputs
     ctx.save_for_backward(transition, start, output)
     ctx.reverse = reverse
 
 
-def _scan_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    """The adjoint is a scan the other way."""
-    transition, start, states = ctx.saved_tensors
-    if ctx.reverse:
-        tail = state_scan(transition[:, :-1].mT, grad[:, 1:], grad[:, 0], False)
-        adjoint = torch.cat([grad[:, :1], tail], dim=1)
-        before = torch.cat([states[:, 1:], start[:, None]], dim=1)
-        first = -1
-    else:
-        head = state_scan(transition[:, 1:].mT, grad[:, :-1], grad[:, -1], True)
-        adjoint = torch.cat([head, grad[:, -1:]], dim=1)
-        before = torch.cat([start[:, None], states[:, :-1]], dim=1)
-        first = 0
-    grad_start = adjoint[:, first] @ transition[:, first].mT
-    return before.mT @ adjoint, adjoint, grad_start, None
+def _state_scan_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *state_scan_backward(grad, *ctx.saved_tensors, ctx.reverse), None
 
 
-state_scan.register_autograd(_scan_backward, setup_context=_keep_scan)
+state_scan.register_autograd(_state_scan_backward, setup_context=_keep_scan)
