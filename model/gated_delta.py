@@ -14,7 +14,7 @@ model, one frame a chunk the causal one.
 Forms of one function, equal to rounding:
 - `delta_recurrent`: the equation, frame by frame; the reference.
 - `delta_chunked`: for training. Transitions and updates of all frames as batched products, then a scan over
-  D x D matrices, then outputs of all frames. Both directions share the first and last step.
+  D x D matrices, then outputs of all frames (`delta_ops`). Both directions share the first and last step.
 - either with `state`: streaming, chunk after chunk.
 - `delta_chunked` with `group`: context parallel, exact.
 
@@ -23,7 +23,7 @@ Forms of one function, equal to rounding:
 Departures from the paper: none in the equations. The recurrence contracts only while |K B K^T| <= 1, which
 the paper's full-width key norm does not ensure when one head dominates; `guarded_beta` restores it.
 
-Letters: B batch, T latent frames, S tokens a frame, H heads, D key dim, E value dim, N = B H.
+Letters: B batch, T latent frames, S tokens a frame, H heads, D key dim, E value dim, N = H B.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from worldline.model.context_parallel import carried_state
+from worldline.model.delta_ops import frame_steps, read_states, state_scan
 
 FORMS = ("chunked", "recurrent")
 
@@ -152,11 +152,12 @@ def delta_recurrent(
         state = step(state, t)
         outputs.append(read(state, t))
     later = zero
-    for t in reversed(range(num_frames)):
-        if t + 1 == num_frames or chunks[t] != chunks[t + 1]:
+    for t in reversed(range(num_frames - 1)):
+        if chunks[t] == chunks[t + 1]:
+            later = step(later, t + 1)
+            outputs[t] = outputs[t] + read(later, t)
+        else:
             later = zero
-        outputs[t] = outputs[t] + read(later, t)
-        later = step(later, t)
     return torch.stack(outputs, dim=1), state
 
 
@@ -176,118 +177,70 @@ def delta_chunked(
 ) -> tuple[Tensor, Tensor]:
     """The rule over all frames at once; shapes as in DeltaInputs, state [B, H, E, D].
 
-    Memory beyond the inputs is O(T D (D + E)) a head, whatever S. With `group`, `state` must be None: the
-    carried state is made by the ranks themselves.
+    Memory beyond the inputs is O(T D (D + E)) a head, and what the tokens of one head take. With `group`,
+    `state` must be None: the carried state is made by the ranks themselves.
     """
     with torch.autocast(device_type=keys.device.type, enabled=False):
         queries, keys, values, beta, gamma = _as_float(queries, keys, values, beta, gamma)
-        batch, num_frames, num_tokens, num_heads, key_dim = keys.shape
-
-        def by_frame(x: Tensor) -> Tensor:
-            return x.permute(1, 0, 3, 2, 4).reshape(num_frames, -1, num_tokens, x.shape[-1])  # [T, N, S, .]
-
-        keys_by_frame, values_by_frame = by_frame(keys), by_frame(values)
-        written = beta.permute(1, 0, 3, 2).reshape(num_frames, -1, num_tokens, 1) * keys_by_frame
-        decay = gamma.transpose(0, 1).reshape(num_frames, -1, 1, 1)
-        eye = torch.eye(key_dim, dtype=keys.dtype, device=keys.device)
-        transition = decay * (eye - keys_by_frame.mT @ written)  # [T, N, D, D]
-        update = values_by_frame.mT @ written  # [T, N, E, D]
-        start = (_zero_state(keys, values) if state is None else state).flatten(0, 1)
-
-        read, final = _forward_states(transition, update, start, group)
+        transition, update = frame_steps(keys, values, beta, gamma)
+        start = _zero_state(keys, values) if state is None else state
+        read, final = _forward_states(transition, update, start.transpose(0, 1).flatten(0, 1), group)
         if chunks is not None and len(chunks) > 1:
             read = read + _later_states(transition, update, chunks, group)
-        outputs = (by_frame(queries) @ read.mT).unflatten(1, (batch, num_heads)).permute(1, 0, 3, 2, 4)
-        return outputs, final.unflatten(0, (batch, num_heads))
+        final = final.unflatten(0, (keys.shape[3], keys.shape[0])).transpose(0, 1)
+        return read_states(queries, read), final
 
 
 def _forward_states(
     transition: Tensor, update: Tensor, start: Tensor, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
-    """State after each frame [T, N, E, D], and after the clip's last frame [N, E, D]."""
+    """State after each frame [N, T, E, D], and after the clip's last frame [N, E, D]."""
     if group is None:
         states = state_scan(transition, update, start, False)
-        return states, states[-1]
+        return states, states[:, -1]
     local, product = _scan_with_product(transition, update, reverse=False)
-    entering, final = carried_state(product[-1], local[-1], group, reverse=False)
-    return local + entering @ product, final
+    entering, final = carried_state(product[:, -1], local[:, -1], group, reverse=False)
+    return local + entering[:, None] @ product, final
 
 
 def _later_states(
     transition: Tensor, update: Tensor, chunks: Sequence[int], group: dist.ProcessGroup | None
 ) -> Tensor:
-    """State of the frames after t in t's chunk, for each frame t: [T, N, E, D]."""
-    num_frames = transition.shape[0]
+    """State of the frames after t in t's chunk, for each frame t: [N, T, E, D]."""
+    num_frames = transition.shape[1]
     rank, num_ranks = (0, 1) if group is None else (group.rank(), group.size())
     if len(chunks) != num_frames * num_ranks:
         raise ValueError(f"chunks has {len(chunks)} entries for {num_frames * num_ranks} frames")
-    keep_all = [float(a == b) for a, b in itertools.pairwise(chunks)] + [0.0]
-    keep = transition.new_tensor(keep_all[rank * num_frames : (rank + 1) * num_frames])[:, None, None, None]
-    transition = keep * transition
+    same = [a == b for a, b in itertools.pairwise(chunks)]
+    keep = transition.new_tensor([*same, False][rank * num_frames : (rank + 1) * num_frames])
+    keep = keep[:, None, None]
+    # With one chunk nothing is cut, and what enters at the end is zero.
+    if not all(same):
+        transition = keep * transition
     if group is None:
-        start = torch.zeros_like(update[0])
-        states = state_scan(transition, update, start, True)
-        entering = start
+        entering = torch.zeros_like(update[:, 0])
+        states = state_scan(transition, update, entering, True)
     else:
         local, product = _scan_with_product(transition, update, reverse=True)
-        entering, _ = carried_state(product[0], local[0], group, reverse=True)
-        states = local + entering @ product
-    return keep * torch.cat([states[1:], entering[None]])
+        entering, _ = carried_state(product[:, 0], local[:, 0], group, reverse=True)
+        states = local + entering[:, None] @ product
+    later = torch.cat([states[:, 1:], entering[:, None]], dim=1)
+    return later if all(same) else keep * later
 
 
 def _scan_with_product(transition: Tensor, update: Tensor, *, reverse: bool) -> tuple[Tensor, Tensor]:
-    """States from zero [T, N, E, D], and the products of the transitions so far [T, N, D, D], in one scan.
+    """States from zero [N, T, E, D], and the products of the transitions so far [N, T, D, D], in one scan.
 
     The rows of the product obey the same recurrence, with no update and the identity as start.
     """
     num_rows = update.shape[-2]
-    eye = torch.eye(transition.shape[-1], dtype=update.dtype, device=update.device).expand_as(transition[0])
-    start = torch.cat([torch.zeros_like(update[0]), eye], dim=-2)
+    eye = torch.eye(transition.shape[-1], dtype=update.dtype, device=update.device).expand_as(
+        transition[:, 0]
+    )
+    start = torch.cat([torch.zeros_like(update[:, 0]), eye], dim=-2)
     padded = torch.cat([update, torch.zeros_like(transition)], dim=-2)
     states = state_scan(transition, padded, start, reverse)
     return states[..., :num_rows, :], states[..., num_rows:, :]
-
-
-# A registered operator, so that torch.compile sees one node and not an unrolled loop; its gradient is a
-# scan as well.
-@torch.library.custom_op("worldline::state_scan", mutates_args=())
-def state_scan(transition: Tensor, update: Tensor, start: Tensor, reverse: bool) -> Tensor:
-    """S_t = S_{t-1} transition_t + update_t, or from the last frame to the first with `reverse`.
-
-    transition [T, N, D, D], update [T, N, E, D], start [N, E, D] -> [T, N, E, D].
-    """
-    states = torch.empty(update.shape, dtype=update.dtype, device=update.device)
-    state, num_frames = start, update.shape[0]
-    for t in reversed(range(num_frames)) if reverse else range(num_frames):
-        state = torch.baddbmm(update[t], state, transition[t], out=states[t])
-    return states
-
-
-@state_scan.register_fake
-def _(transition: Tensor, update: Tensor, start: Tensor, reverse: bool) -> Tensor:
-    return torch.empty(update.shape, dtype=update.dtype, device=update.device)
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
-    transition, _, start, reverse = inputs
-    ctx.save_for_backward(transition, start, output)
-    ctx.reverse = reverse
-
-
-def _scan_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    transition, start, states = ctx.saved_tensors
-    if ctx.reverse:
-        adjoint = torch.cat([grad[:1], state_scan(transition[:-1].mT, grad[1:], grad[0], False)])
-        before = torch.cat([states[1:], start[None]])
-        first = -1
-    else:
-        adjoint = torch.cat([state_scan(transition[1:].mT, grad[:-1], grad[-1], True), grad[-1:]])
-        before = torch.cat([start[None], states[:-1]])
-        first = 0
-    return before.mT @ adjoint, adjoint, adjoint[first] @ transition[first].mT, None
-
-
-state_scan.register_autograd(_scan_backward, setup_context=_save_for_backward)
 
 
 # The contraction bound

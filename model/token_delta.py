@@ -72,9 +72,15 @@ def token_rule(
 
     queries, keys [B, N, H, D], values [B, N, H, E], beta and log_alpha [B, N, H].
     """
-    if rule_name(queries.device.type) == "flash-linear-attention":
+    if _has_kernel(queries.device.type):
         return _fla_rule(queries, keys, values, beta=beta, log_alpha=log_alpha, state=state)
     return blocked_rule(queries, keys, values, beta=beta, log_alpha=log_alpha, state=state)
+
+
+@torch.compiler.assume_constant_result
+def _has_kernel(device_type: str) -> bool:
+    """Asked once for each graph that torch.compile traces, which cannot follow the search for a package."""
+    return rule_name(device_type) == "flash-linear-attention"
 
 
 @functools.cache
@@ -123,11 +129,13 @@ def blocked_rule(
     batch, _, num_heads, _ = keys.shape
     if state is None:
         state = q.new_zeros(batch, num_heads, v.shape[-1], k.shape[-1])
+    # Unbound once: a slice per block would cost its backward a tensor of the sequence's size each.
+    per_block = (fresh, erased, scores, q_decayed, k_decayed, last.exp())
     outputs = []
-    for i in range(q.shape[2]):
-        written = fresh[:, :, i] - erased[:, :, i] @ state.mT  # [B, H, C, E]
-        outputs.append(q_decayed[:, :, i] @ state.mT + scores[:, :, i] @ written)
-        state = last[:, :, i].exp() * state + written.mT @ k_decayed[:, :, i]
+    for new, old, weights, q_block, k_block, decay in zip(*(x.unbind(dim=2) for x in per_block), strict=True):
+        written = new - old @ state.mT  # [B, H, C, E]
+        outputs.append(q_block @ state.mT + weights @ written)
+        state = decay * state + written.mT @ k_block
     return torch.cat(outputs, dim=2)[:, :, :num_tokens].transpose(1, 2), state
 
 

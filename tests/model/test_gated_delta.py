@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldline.model.delta_ops import frame_steps, read_states, state_scan
 from worldline.model.gated_delta import (
     DeltaInputs,
     DeltaState,
@@ -16,7 +17,6 @@ from worldline.model.gated_delta import (
     delta_recurrent,
     gated_delta,
     guarded_beta,
-    state_scan,
     transition_norm,
 )
 
@@ -188,26 +188,74 @@ def test_one_token_a_frame_equals_flash_linear_attention(form):
         assert relative(a, b) < 2e-5
 
 
+def random_leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(s, dtype=torch.float64, generator=generator).requires_grad_() for s in shapes]
+
+
 def test_scan_gradients_by_finite_differences():
-    torch.manual_seed(0)
-    transition, update = (
-        torch.randn(3, 2, 4, 4, dtype=torch.float64),
-        torch.randn(3, 2, 3, 4, dtype=torch.float64),
-    )
-    start = torch.randn(2, 3, 4, dtype=torch.float64)
+    arguments = random_leaves((2, 3, 4, 4), (2, 3, 3, 4), (2, 3, 4))
     for reverse in (False, True):
-        arguments = [x.clone().requires_grad_() for x in (transition, update, start)]
         assert torch.autograd.gradcheck(lambda a, b, c, r=reverse: state_scan(a, b, c, r), arguments)
-        assert torch.autograd.gradgradcheck(lambda a, b, c, r=reverse: state_scan(a, b, c, r), arguments)
+
+
+def step_arguments() -> list[Tensor]:
+    """keys, values, beta, gamma with a value dim of its own, and one frame that forgets everything."""
+    tokens = (2, 3, 5, 2)
+    keys, values, beta, gamma = random_leaves((*tokens, 4), (*tokens, 3), tokens, (2, 3, 2))
+    gamma.data[0, 1] = 0
+    return [keys, values, beta, gamma]
+
+
+def test_step_and_read_gradients_by_finite_differences():
+    assert torch.autograd.gradcheck(frame_steps, step_arguments())
+    assert torch.autograd.gradcheck(read_states, random_leaves((2, 3, 5, 2, 4), (4, 3, 3, 4)))
+
+
+def test_steps_of_tensors_that_are_not_contiguous():
+    """Heads first in memory, as some projections leave them, and an expanded gradient."""
+    arguments = step_arguments()
+    scattered = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in arguments]
+    assert not scattered[0].is_contiguous()
+    results = [frame_steps(*x) for x in (arguments, scattered)]
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    grads = [
+        torch.autograd.grad(r[0].sum() + r[1].sum(), x)
+        for r, x in zip(results, (arguments, scattered), strict=True)
+    ]
+    for a, b in zip(*grads, strict=True):
+        assert relative(b, a) < 1e-14
+
+
+def test_what_is_kept_for_the_gradient_does_not_grow_with_the_tokens():
+    kept = []
+    for num_tokens in (10, 40):
+        x = make_inputs((1, 6, num_tokens, 2, 8), normalised=False)
+        sizes: dict[int, int] = {}
+        inputs = {y.data_ptr() for y in leaves(x)}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda y, s=sizes: s.update({y.data_ptr(): y.numel()}) or y, lambda y: y
+        ):
+            gated_delta(x, chunks=[0] * 6)
+        kept.append(sum(size for pointer, size in sizes.items() if pointer not in inputs))
+    assert kept[0] == kept[1] <= 5 * 6 * 2 * 8 * 8  # transitions, two scans and their sum, [T, H, D, D] each
+
+
+def test_a_gradient_of_a_gradient_is_refused():
+    x = make_inputs((1, 3, 4, 1, 4), normalised=False)
+    out, _ = gated_delta(x, chunks=[0] * 3)
+    first = torch.autograd.grad(out.square().sum(), x.keys, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        first.sum().backward()
 
 
 def test_operator_registration():
-    arguments = (
-        torch.randn(3, 2, 4, 4, requires_grad=True),
-        torch.randn(3, 2, 1, 4, requires_grad=True),
-        torch.randn(2, 1, 4),
-    )
-    torch.library.opcheck(state_scan, (*arguments, False), rtol=1e-4, atol=1e-5)
+    scan = [x.detach().float() for x in random_leaves((3, 2, 4, 4), (3, 2, 1, 4), (3, 1, 4))]
+    leaves = [x.requires_grad_() for x in scan[:2]]
+    torch.library.opcheck(state_scan, (*leaves, scan[2], False), rtol=1e-4, atol=1e-5)
+    torch.library.opcheck(frame_steps, step_arguments())
+    torch.library.opcheck(read_states, random_leaves((2, 3, 5, 2, 4), (4, 3, 3, 4)))
 
 
 def test_half_precision_runs_in_float32_inside():

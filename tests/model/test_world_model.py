@@ -279,44 +279,6 @@ def frames_like():
     return Frames(rope=torch.zeros(0), chunks=None)
 
 
-def test_checkpointing_changes_no_gradient():
-    model, clip = make_model(), make_clip()
-    plain = gradients(model, model(*clip))
-    model.checkpoint_blocks = True
-    again = gradients(model, model(*clip))
-    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
-
-
-@pytest.mark.parametrize("whole_model", [False, True])
-def test_bfloat16_stays_near_float32(whole_model):
-    model, clip = make_model(dtype=torch.float32), make_clip(dtype=torch.float32)
-    exact = model(*clip)
-    if whole_model:
-        half = model.bfloat16()(clip[0].bfloat16(), clip[1], clip[2].bfloat16(), clip[3], clip[4])
-        half.float().sum().backward()
-    else:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            half = model(*clip)
-        half.float().sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-    assert relative(half.float(), exact) < 3e-2
-
-
-@pytest.mark.slow
-def test_compiled_model_equals_eager_with_gradients():
-    """Traced without a graph break, forward and backward, with the decompositions Inductor uses."""
-    config = dataclasses.replace(SMALL, num_blocks=2)
-    model, clip = make_model(config, torch.float32), make_clip(config, torch.float32)
-    chunks = chunk_causal(NUM_FRAMES)
-    compiled = torch.compile(model, backend="aot_eager_decomp_partition", fullgraph=True)(
-        *clip, chunks=chunks
-    )
-    eager = model(*clip, chunks=chunks)
-    assert relative(compiled, eager) < 1e-5
-    pairs = zip(gradients(model, compiled), gradients(model, eager), strict=True)
-    assert all(relative(a, b) < 1e-3 for a, b in pairs if b.norm() > 1e-6)
-
-
 def test_splitting_the_feed_forward_over_frames_changes_nothing(monkeypatch):
     model, clip = make_model(), make_clip()
     with torch.no_grad():
