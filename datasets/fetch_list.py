@@ -2,12 +2,21 @@
 
 CSV, TSV or Parquet. Columns are found by their names, whatever their case and separators:
 
-    address   url, video_url, link, webpage_url; or an id of YouTube: video_id, youtube_id, ytid
-    span      start and end (start_s, start_time, begin ...), or timestamp: a pair of times; seconds or h:mm:ss.fff
-    the rest  id (clip_id, name), source (dataset), licence (license), sha256 (checksum)
+    address   url, video_url, link, webpage_url; or an id of YouTube: video_id, youtube_id, ytid, id_ori
+    span      start_frame, end_frame and fps; or start and end (start_s, start_time, begin ...), or timestamp: a pair
+              of times; seconds or h:mm:ss.fff. Frames go before times, which lists often round to seconds
+    the rest  id (clip_id, name, index), source (dataset), licence (license), sha256 (checksum)
 
-MiraData's meta files have video_url, timestamp and clip_id. Sekai names its clips <youtube id>_<first frame>_<last
-frame>.mp4 at 30 frames a second (videoFile). SpatialVID lists YouTube ids with timestamps.
+What the publishers' own files say (read in their public repositories):
+
+    MiraData   assets/miradata_v0_100_samples.csv: index, video_id (YouTube), start_frame, end_frame, fps,
+               start_timestep, end_timestep (h:mm:ss); download_data.py cuts start_frame / fps to end_frame / fps.
+               Later meta files: clip_id, video_url, timestamp (a pair as text); no file of theirs was at hand
+    SpatialVID output/meta/clips_info.csv: id, fps, timestamp_start, timestamp_end (hh:mm:ss.fff), frame_start,
+               frame_end, id_ori (YouTube in their sample); the lists behind their gated page were not seen
+    Sekai      clip_extracting/1_csv_to_clips.py: <youtube id>_<first frame>_<end frame>.mp4 in the first column;
+               3_nvtranscoding.py: frames of 30 a second (asserted), the end frame left out. That the column is
+               called videoFile was not found in their code
 """
 
 from __future__ import annotations
@@ -28,12 +37,21 @@ import pyarrow.parquet as pq
 
 _NAMES = {
     "url": ("url", "videourl", "link", "webpageurl", "downloadurl", "sourceurl"),
-    "youtube": ("youtubeid", "ytid", "youtubevideoid", "videoid"),
+    "youtube": ("youtubeid", "ytid", "youtubevideoid", "videoid", "idori"),
     "file": ("videofile", "clipname", "filename"),
-    "start": ("starts", "start", "starttime", "startsec", "starttimes", "begin", "spanstart", "trimstart"),
-    "end": ("ends", "end", "endtime", "endsec", "endtimes", "spanend", "trimend"),
+    "start": (
+        *("starts", "start", "starttime", "startsec", "starttimes", "begin", "spanstart", "trimstart"),
+        *("timestampstart", "starttimestep"),
+    ),
+    "end": (
+        *("ends", "end", "endtime", "endsec", "endtimes", "spanend", "trimend"),
+        *("timestampend", "endtimestep"),
+    ),
+    "first_frame": ("startframe", "framestart"),
+    "end_frame": ("endframe", "frameend"),
+    "fps": ("fps",),
     "span": ("timestamp", "timestamps", "span", "cliptimestamp"),
-    "name": ("id", "clipid", "name", "key"),
+    "name": ("id", "clipid", "name", "key", "index"),
     "source": ("source", "dataset"),
     "licence": ("licence", "license"),
     "sha256": ("sha256", "checksum"),
@@ -115,6 +133,9 @@ def _order(row: dict[str, Any], source: str | None, licence: str | None) -> Orde
     problem = None
     url, start_s, end_s = _address(row)
     try:
+        if all(_text(row.get(key)) for key in ("first_frame", "end_frame", "fps")):
+            start_s, end_s = _frame_span(row)
+            row = row | {"start": None, "end": None}
         if _text(row.get("span")):
             start_s, end_s = _span(row["span"])
         start_s = _seconds(row["start"]) if _text(row.get("start")) else start_s
@@ -152,6 +173,14 @@ def _address(row: dict[str, Any]) -> tuple[str, float | None, float | None]:
         return _youtube(clip[1]), int(clip[2]) / _SEKAI_HZ, int(clip[3]) / _SEKAI_HZ
     name = _text(row.get("youtube")) or ""
     return (_youtube(name) if _YOUTUBE_ID.fullmatch(name) else ""), None, None
+
+
+def _frame_span(row: dict[str, Any]) -> tuple[float, float]:
+    """The span of frames in seconds: finer than the whole seconds that some lists state beside it."""
+    fps = float(row["fps"])
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"not a frame rate: {row['fps']!r}")
+    return float(row["first_frame"]) / fps, float(row["end_frame"]) / fps
 
 
 def _youtube(name: str) -> str:

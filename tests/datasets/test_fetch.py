@@ -123,6 +123,33 @@ def test_lists_as_they_are_published(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "spatial.parquet")
     (order,) = read_list(tmp_path / "spatial.parquet")
     assert (order.name, order.start_s, order.end_s, order.licence) == ("a_b_c", 12.0, 15.5, "CC-BY-4.0")
+
+
+def test_lists_whose_spans_are_frames(tmp_path: Path) -> None:
+    """Rows in the formats of MiraData's v0 sample and SpatialVID's clips_info.csv."""
+    mira = _write_csv(
+        tmp_path / "mira_v0.csv",
+        "index,video_id,start_frame,end_frame,dense_caption,fps,start_timestep,end_timestep,,",
+        '000000008563_wwqUCcOZBT0-000024,wwqUCcOZBT0,66197,69074,"a, b",23.97602398,0:46:01,0:48:01,,',
+        '000000008563_wwqUCcOZBT0-000025,wwqUCcOZBT0,66197,69074,"a, b",0,0:46:01,0:48:01,,',
+        '000000008563_wwqUCcOZBT0-000026,wwqUCcOZBT0,,,"a, b",,0:46:01,0:48:01,,',
+    )
+    order, broken, timed = read_list(mira)
+    assert order.name == "000000008563_wwqUCcOZBT0-000024"
+    assert order.url == "https://www.youtube.com/watch?v=wwqUCcOZBT0"
+    assert order.start_s == pytest.approx(66197 * 1001 / 24000, abs=1e-3)
+    assert order.end_s == pytest.approx(69074 * 1001 / 24000, abs=1e-3)
+    assert broken.problem is not None
+    assert "frame rate" in broken.problem
+    assert (timed.start_s, timed.end_s, timed.problem) == (2761.0, 2881.0, None)
+    spatial = _write_csv(
+        tmp_path / "clips_info.csv",
+        "video_path,id,num_frames,height,width,fps,timestamp_start,timestamp_end,frame_start,frame_end,id_ori",
+        "test/fY_KvM9ZAvA.webm,fY_KvM9ZAvA_1,376,720,1280,25.0,00:00:04.240,00:00:19.280,106,482,fY_KvM9ZAvA",
+    )
+    (order,) = read_list(spatial)
+    assert (order.name, order.url) == ("fY_KvM9ZAvA_1", "https://www.youtube.com/watch?v=fY_KvM9ZAvA")
+    assert (order.start_s, order.end_s) == (pytest.approx(4.24), pytest.approx(19.28))
     assert order.problem is None
 
 
