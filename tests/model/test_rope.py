@@ -44,5 +44,6 @@ def test_a_smaller_rotation_keeps_the_fastest_frequencies_of_each_axis():
     grid = Grid(num_frames=2, height=2, width=2)
     full, part = rope_table(grid, 112), rope_table(grid, 112, rotated_dim=56)
     keep = [*range(10), *range(20, 29), *range(38, 47)]
-    assert torch.equal(part, full[..., keep])
+    # To the last bit but one: a CPU's sine of a number may depend on its place in a vector.
+    torch.testing.assert_close(part, full[..., keep], rtol=0, atol=2**-52)
     assert apply_rope(torch.ones(1, 2, 4, 1, 56, dtype=torch.bfloat16), part).dtype == torch.bfloat16
