@@ -23,7 +23,7 @@ from worldline.annotate.mapper import CameraFreedom, Mapper, MappingConfig, keyf
 from worldline.annotate.tracks import Tracks
 from worldline.datasets.schema import ClipRejected
 
-_WIDE_GAIN = 0.05
+_WIDE_GAIN = 0.1
 """Share by which a wide lens must fit better than any pinhole: over a narrow view the two hardly differ."""
 _BESIDE = 2
 """Keyframes by which both ends of two pairs may differ that count as neighbours."""

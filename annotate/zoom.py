@@ -17,11 +17,13 @@ import numpy as np
 from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, scatter
 from worldline.annotate.keyframe_map import KeyframeMap
-from worldline.annotate.mapper import Mapper, MappingConfig
+from worldline.annotate.mapper import CameraFreedom, Mapper, MappingConfig
 from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.tracks import Tracks
 
-_SETTLED_LOG, _SETTLED_GAIN = 0.01, 0.01
+_LENS_SIGMA = (0.1, 1e-4)
+"""1-sigma of the distortion while the zoom is measured."""
+_SETTLED_LOG, _SETTLED_GAIN = 0.003, 0.003
 """Change of the log focal lengths, and what it gains, under which another round finds nothing new."""
 
 
@@ -36,7 +38,7 @@ class ZoomConfig:
     """Range of the log focal length over the clip from which it counts."""
     num_tracks: int = 300
     """Longest tracks that are asked."""
-    max_rounds: int = 6
+    max_rounds: int = 10
     """Maps made, each from the tracks that the last one's zoom leaves."""
     step_sigma: float = 0.05
     """Prior 1-sigma of the change of log focal length from one keyframe to the next."""
@@ -83,14 +85,16 @@ def find_zoom(
     round after round agrees: then it is something else that a fixed lens does not explain. Raises ClipRejected where what
     a zoom leaves cannot be mapped."""
     fixed = keyframe_map
-    for number in range(config.max_rounds):
-        found = _focal_lengths(tracks, keyframe_map, mapping, config)
+    # A bent lens must not pass for a zoom, so the lens may first be as bent as it likes.
+    found = _focal_lengths(tracks, keyframe_map, mapping, config, lens_sigma=(0.0, 0.0))
+    if found is None or found[1] < config.min_gain or np.ptp(found[0]) < config.min_log_range:
+        return None
+    for _ in range(config.max_rounds):
+        found = _focal_lengths(tracks, keyframe_map, mapping, config, lens_sigma=_LENS_SIGMA)
         if found is None:
             return None
         log_focal, gain = found
         log_range = float(np.ptp(log_focal))
-        if number == 0 and (gain < config.min_gain or log_range < config.min_log_range):
-            return None
         if log_range < _SETTLED_LOG and gain < _SETTLED_GAIN:
             is_zoom = tracks.zoom is not None and np.ptp(np.log(tracks.zoom)) > config.min_log_range
             is_whole = bool((keyframe_map.is_posed | ~fixed.is_posed).all())
@@ -118,13 +122,19 @@ def refine_zoom(mapper: Mapper, tracks: Tracks, config: ZoomConfig) -> Tracks:
 
 
 def _focal_lengths(
-    tracks: Tracks, keyframe_map: KeyframeMap, mapping: MappingConfig, config: ZoomConfig
+    tracks: Tracks,
+    keyframe_map: KeyframeMap,
+    mapping: MappingConfig,
+    config: ZoomConfig,
+    *,
+    lens_sigma: tuple[float, float],
 ) -> tuple[np.ndarray, float] | None:
     """Log focal length of every frame [T] where each keyframe has its own, and by which share that lowers the robust
-    cost under a lens bent as it likes, since a bent lens must not pass for a zoom; None where there is no map to ask."""
+    cost; None where there is no map to ask."""
     if keyframe_map.model == "pinhole":
         keyframe_map = replace(keyframe_map, model="radial")
     mapper = Mapper.of(keyframe_map, mapping, tracks, known_focal=False)
+    mapper.freedom = CameraFreedom(distortion_sigma=lens_sigma)
     rows = mapper.longest_tracks(config.num_tracks)
     if mapper.map.is_posed.sum() < 3 or len(rows) == 0:
         return None
