@@ -26,6 +26,7 @@ from worldline.annotate.degeneracy import (
     is_zooming,
     looks_flat,
 )
+from worldline.annotate.distorted import DistortedConfig, is_distorted
 from worldline.annotate.features import FeaturesConfig, load_matcher
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.lens import LensConfig, choose_camera, hold_centre
@@ -65,6 +66,7 @@ class GeometryConfig:
     zoom: ZoomConfig = field(default_factory=ZoomConfig)
     lens: LensConfig = field(default_factory=LensConfig)
     shutter: ShutterConfig = field(default_factory=ShutterConfig)
+    distorted: DistortedConfig = field(default_factory=DistortedConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     relocalise: RelocaliseConfig = field(default_factory=RelocaliseConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
@@ -233,6 +235,8 @@ def _conclude(
     sigma = frame_sigmas(tracks, mapper, poses, config.sigma)
     parallax = mapper.median_angle_deg()
     label = "low_parallax" if parallax < config.low_parallax_deg else "ok"
+    if label == "ok" and is_distorted(mapper, config.distorted):
+        label = "distorted"
     middle = np.nanmedian(invert(poses.cam_from_world[registered])[:, :, 3], axis=0)
     if label == "ok" and (
         is_planar(mapper.map.points, middle, config.degeneracy) or looks_flat(mapper.map, config.degeneracy)

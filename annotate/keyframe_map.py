@@ -9,6 +9,24 @@ import numpy as np
 from worldline.annotate.camera import Intrinsics
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraFreedom:
+    """How far an unknown camera may leave the plain one (annotate/lens.py decides)."""
+
+    centre_sigma_px: float = 0.0
+    """1-sigma of the principal point around `centre_prior_px`; 0: held where it is."""
+    centre_prior_px: tuple[float, float] | None = None
+    is_centre_held: bool = False
+    """Adjustments keep the principal point at its prior; the error bars know that it may be off all the same."""
+    distortion_sigma: tuple[float, float] = (0.0, 0.0)
+    """1-sigma of k1 and k2 around zero; 0: no prior."""
+    free_readout: bool = False
+    """The shutter rolls; also where the intrinsics were given."""
+    zoom_step_sigma: float = 0.0
+    """1-sigma of the change of log focal length between keyframes of a lens that zooms, of which the error bars know;
+    0: a fixed lens."""
+
+
 @dataclass
 class KeyframeMap:
     """The state of a map over K keyframes and N tracks; filled by the mapper."""

@@ -8,8 +8,9 @@ import numpy as np
 
 from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, scatter
+from worldline.annotate.keyframe_map import CameraFreedom
 from worldline.annotate.lens_shift import corner_shift
-from worldline.annotate.mapper import CameraFreedom, Mapper
+from worldline.annotate.mapper import Mapper
 from worldline.annotate.shutter import ShutterConfig, choose_readout, is_rolling
 
 _HELD = 1e-4

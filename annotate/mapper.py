@@ -14,7 +14,7 @@ import numpy as np
 from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection_errors, scatter
 from worldline.annotate.camera import invert, unproject
-from worldline.annotate.keyframe_map import KeyframeMap
+from worldline.annotate.keyframe_map import CameraFreedom, KeyframeMap
 from worldline.annotate.resection import resect
 from worldline.annotate.tracks import Tracks
 from worldline.annotate.triangulate import meet_rays, ray_spread
@@ -73,24 +73,6 @@ def keyframe_observations(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.nd
         track[often],
         tracks.xy_px[rows][often].astype(np.float64),
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CameraFreedom:
-    """How far an unknown camera may leave the plain one (annotate/lens.py decides)."""
-
-    centre_sigma_px: float = 0.0
-    """1-sigma of the principal point around `centre_prior_px`; 0: held where it is."""
-    centre_prior_px: tuple[float, float] | None = None
-    is_centre_held: bool = False
-    """Adjustments keep the principal point at its prior; the error bars know that it may be off all the same."""
-    distortion_sigma: tuple[float, float] = (0.0, 0.0)
-    """1-sigma of k1 and k2 around zero; 0: no prior."""
-    free_readout: bool = False
-    """The shutter rolls; also where the intrinsics were given."""
-    zoom_step_sigma: float = 0.0
-    """1-sigma of the change of log focal length between keyframes of a lens that zooms, of which the error bars know;
-    0: a fixed lens."""
 
 
 class Mapper:

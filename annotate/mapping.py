@@ -18,8 +18,8 @@ import numpy as np
 
 from worldline.annotate.bundle_problem import reprojection_errors
 from worldline.annotate.camera import Intrinsics
-from worldline.annotate.keyframe_map import KeyframeMap
-from worldline.annotate.mapper import CameraFreedom, Mapper, MappingConfig, keyframe_observations
+from worldline.annotate.keyframe_map import CameraFreedom, KeyframeMap
+from worldline.annotate.mapper import Mapper, MappingConfig, keyframe_observations
 from worldline.annotate.tracks import Tracks
 from worldline.datasets.schema import ClipRejected
 

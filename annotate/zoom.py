@@ -16,8 +16,8 @@ import numpy as np
 
 from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, scatter
-from worldline.annotate.keyframe_map import KeyframeMap
-from worldline.annotate.mapper import CameraFreedom, Mapper, MappingConfig
+from worldline.annotate.keyframe_map import CameraFreedom, KeyframeMap
+from worldline.annotate.mapper import Mapper, MappingConfig
 from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.tracks import Tracks
 
