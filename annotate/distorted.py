@@ -1,7 +1,8 @@
 """Distorted: a finished map in, whether its images contradict the lens that it was made with.
 
-Unknown lenses are modelled (annotate/lens.py); what is left is a given lens that is not the video's, and pictures that
-no lens of ours describes: stretched, warped, or cut from another picture. Both bend the path, so the clip is labelled.
+Unknown lenses are modelled (annotate/lens.py); what is left is a given lens that is not the video's, and pictures so
+strongly warped that no lens of ours describes them. Both bend the path, so the clip is labelled. Pictures stretched by
+a tenth pass: structure takes most of it up.
 """
 
 from __future__ import annotations
