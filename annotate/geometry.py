@@ -75,6 +75,9 @@ class GeometryConfig:
     """Shorter scenes are labelled too_short."""
     low_parallax_deg: float = 1.5
     """A path whose points' rays span less than this (median) is labelled low_parallax."""
+    max_sigma_share: float = 0.1
+    """And so is one whose error bars (median, per axis) are a larger share of its reach, or unknown: paths that can be
+    used have under 0.01."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,6 +178,8 @@ def _start(
     if known is not None:
         return tracks, map_keyframes(tracks, mapping, known, is_known=True)
     keyframe_map = map_keyframes(tracks, mapping)
+    if turning is not None and is_explained(turning, tracks, config.degeneracy):
+        return tracks, keyframe_map
     return find_zoom(tracks, keyframe_map, mapping, config.zoom) or (tracks, keyframe_map)
 
 
@@ -233,29 +238,35 @@ def _conclude(
         raise ClipRejected("geometry", "no_frame_posed", "no frame agrees with the map")
     judged = np.isfinite(poses.error_px)
     sigma = frame_sigmas(tracks, mapper, poses, config.sigma)
-    parallax = mapper.median_angle_deg()
-    label = "low_parallax" if parallax < config.low_parallax_deg else "ok"
-    if label == "ok" and is_distorted(mapper, config.distorted):
-        label = "distorted"
-    middle = np.nanmedian(invert(poses.cam_from_world[registered])[:, :, 3], axis=0)
-    if label == "ok" and (
-        is_planar(mapper.map.points, middle, config.degeneracy) or looks_flat(mapper.map, config.degeneracy)
-    ):
-        label = "planar"
     reconstruction = _reconstruction(tracks, times, mapper.map, poses, inliers)
     logger.info(
         "%d of %d frames posed, focal %.1f px", registered.sum(), len(registered), mapper.map.focal_px
     )
     return Geometry(
-        degeneracy=label,
+        degeneracy=_label(mapper, invert(poses.cam_from_world[registered])[:, :, 3], sigma, config),
         reconstruction=reconstruction,
         sigma=sigma,
         reprojection_px=float(np.sqrt(np.mean(poses.error_px[inliers] ** 2))),
         num_observations=int(inliers.sum()),
         inlier_share=float(inliers.sum() / max(judged.sum(), 1)),
-        parallax_deg=parallax,
+        parallax_deg=mapper.median_angle_deg(),
         readout_s=mapper.map.readout * float(np.median(np.diff(times))),
     )
+
+
+def _label(mapper: Mapper, centres: np.ndarray, sigma: FrameSigma, config: GeometryConfig) -> str:
+    """How far a path through the centres [n, 3] can be trusted."""
+    reach = float(np.linalg.norm(centres - centres[0], axis=1).max())
+    known = sigma.translation[np.isfinite(sigma.translation)]
+    is_vague = len(known) == 0 or float(np.median(known)) > config.max_sigma_share * reach
+    if is_vague or mapper.median_angle_deg() < config.low_parallax_deg:
+        return "low_parallax"
+    if is_distorted(mapper, config.distorted):
+        return "distorted"
+    middle = np.median(centres, axis=0)
+    if is_planar(mapper.map.points, middle, config.degeneracy) or looks_flat(mapper.map, config.degeneracy):
+        return "planar"
+    return "ok"
 
 
 def _reconstruction(

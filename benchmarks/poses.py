@@ -37,6 +37,15 @@ RENDERED = {
     "street_driving": {"scene": "street", "path": "driving", "seed": 14},
     "corridor_dolly": {"scene": "corridor", "path": "dolly", "seed": 15},
     "room_moving": {"scene": "room", "path": "walking", "seed": 16, "num_moving": 2, "moving_share": 0.08},
+    "street_zooming": {"scene": "street", "path": "walking", "seed": 21, "zoom": 1.6, "noise": 2.0},
+    "room_wide": {
+        "scene": "room",
+        "path": "walking",
+        "seed": 43,
+        "fov_x_deg": 110.0,
+        "camera_model": "fisheye",
+        "distortion": (0.0, 0.0),
+    },
 }
 STRIDE = {"redkitchen_a": 3}
 """Every n-th frame for pycolmap, which takes minutes otherwise."""
