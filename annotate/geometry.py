@@ -178,7 +178,9 @@ def _start(
     if known is not None:
         return tracks, map_keyframes(tracks, mapping, known, is_known=True)
     keyframe_map = map_keyframes(tracks, mapping)
-    if turning is not None and is_explained(turning, tracks, config.degeneracy):
+    is_turning = turning is not None and is_explained(turning, tracks, config.degeneracy)
+    # Over a plane a step and a zoom look alike.
+    if is_turning or looks_flat(keyframe_map, config.degeneracy):
         return tracks, keyframe_map
     return find_zoom(tracks, keyframe_map, mapping, config.zoom) or (tracks, keyframe_map)
 
