@@ -209,12 +209,21 @@ def test_memory_does_not_grow_with_the_video():
 # Real video
 
 
-def test_bikes_is_cut_at_its_real_cuts(bikes_path):
+@pytest.mark.parametrize("draft_gap_s", [0.06, 0.0])
+def test_bikes_is_cut_at_its_real_cuts(draft_gap_s, bikes_path):
     info = probe(str(bikes_path))
-    scenes = detect_scenes(info, SceneConfig())
+    scenes = detect_scenes(info, SceneConfig(cuts=CutConfig(draft_gap_s=draft_gap_s)))
     firsts = np.searchsorted(info.timestamps_s, [scene.span.start_s for scene in scenes]).tolist()
     assert firsts == [0, *BIKES_CUTS]
     assert [scene.num_cuts for scene in scenes] == [0] * 6
+
+
+@pytest.mark.parametrize("first", [76, 77])
+def test_somebody_who_walks_past_a_still_camera_is_no_dissolve(first, bikes_path):
+    """Seen by eye: from frame 76 on a dark man crosses a blurred street. Every second frame is looked at."""
+    frames = read_frames(probe(str(bikes_path)), max_pixels=160 * 90)
+    images = [cv2.resize(frame.image, (160, 90)) for frame in frames if first <= frame.index < 120]
+    assert _changes(np.stack(images)) == []
 
 
 @pytest.mark.parametrize("detector", ["adaptive", "content"])
