@@ -56,6 +56,11 @@ class CutConfig:
     is decoded and looked at, which takes some three times as long.
     """
 
+    trusts_packets: bool = True
+    """Whether groups of pictures are left undecoded whose keyframes and sizes of packets show that nothing
+    changes in them (annotate/quiet.py); only where there is a first look.
+    """
+
     def for_draft(self) -> CutConfig:
         """For frames that lie further apart: motion between neighbours is larger, a cut as large as ever."""
         ratio = 1 + (self.adaptive_ratio - 1) / 4

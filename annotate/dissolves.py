@@ -74,6 +74,11 @@ def is_same_place(before: np.ndarray, after: np.ndarray) -> bool:
     return False
 
 
+def likeness_of_place(before: np.ndarray, after: np.ndarray) -> float:
+    """The better correlation of the two pictures with each other moved by optical flow; RGB [H, W, 3] uint8."""
+    return max(_likeness(_flow_warp(a, b), _thumb(b)) for a, b in ((before, after), (after, before)))
+
+
 def _thumb(image: np.ndarray) -> np.ndarray:
     small = cv2.resize(image, _THUMB_SIZE, interpolation=cv2.INTER_AREA)
     return cv2.GaussianBlur(small, (0, 0), 1.0).astype(np.float32)

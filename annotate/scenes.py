@@ -2,8 +2,8 @@
 windows.
 
 Shot changes come from a detector that sees the frames in order, at 160x90, so memory does not grow with the
-file: `cuts.py` needs no weights and decodes in full only where a first look leaves a doubt; TransNetV2 (the
-`transnet` extra) sees each frame once. Shots longer than a window are split into
+file: `cuts.py` needs no weights, leaves out what the packets show to hold no change (`quiet.py`) and decodes in
+full only where a first look leaves a doubt; TransNetV2 (the `transnet` extra) sees each frame once. Shots longer than a window are split into
 equal windows that overlap. Frames of a dissolve or of black between two shots make a scene of their own, so
 that no clip contains a change. A change closer than `min_scene_s` to the one before makes no scene; it is
 counted in `num_cuts` of the scene around it.
@@ -20,12 +20,16 @@ from itertools import pairwise
 import numpy as np
 
 from worldline.annotate.backends import load_backend
-from worldline.annotate.cuts import DETECTORS, CutConfig, CutFinder, find_changes
+from worldline.annotate.cuts import DETECTORS, CutConfig, CutFinder, find_changes, without_contained
 from worldline.annotate.dissolves import Transition
+from worldline.annotate.quiet import quiet_groups, unsettled
 from worldline.annotate.video import Frame, Span, VideoInfo, draft_frames, read_frames
 
 BACKENDS = {"transnet": "worldline.annotate.backends.transnet_scenes:TransnetCutFinder"}
 HOW_TO_INSTALL = {"transnet": "pip install 'worldline[transnet]'"}
+
+_QUIET_MARGIN_S = 0.5
+"""How far the detectors look into groups of pictures that are known to be quiet, for what follows a change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,8 +108,18 @@ def _find_changes(info: VideoInfo, config: SceneConfig) -> list[Transition]:
     gap_s = config.cuts.draft_gap_s
     if gap_s == 0:
         return CutFinder(config.detector, config.cuts)(every_frame())
-    draft = draft_frames(info, max_pixels=config.max_pixels, gap_s=gap_s, num_threads=config.num_threads)
-    return find_changes(draft, every_frame, info.timestamps_s, config.detector, config.cuts)
+    quiet = quiet_groups(info, max_pixels=config.max_pixels) if config.cuts.trusts_packets else []
+    found: list[Transition] = []
+    for stretch in unsettled(quiet, info.timestamps_s, _QUIET_MARGIN_S):
+        draft = draft_frames(
+            info,
+            max_pixels=config.max_pixels,
+            gap_s=gap_s,
+            num_threads=config.num_threads,
+            stretch=stretch,
+        )
+        found += find_changes(draft, every_frame, info.timestamps_s, config.detector, config.cuts)
+    return without_contained(found)
 
 
 def _shot_borders(

@@ -354,9 +354,16 @@ def _read_pyav(
             yield Frame(index, float(info.timestamps_s[index]), convert(frame))
 
 
-def draft_frames(info: VideoInfo, *, max_pixels: int, gap_s: float, num_threads: int = 1) -> Iterator[Frame]:
-    """A cheap look at the whole file: in order, frames some `gap_s` apart, each keyframe and the frame before
-    it.
+def draft_frames(
+    info: VideoInfo,
+    *,
+    max_pixels: int,
+    gap_s: float,
+    num_threads: int = 1,
+    stretch: tuple[int, int] | None = None,
+) -> Iterator[Frame]:
+    """A cheap look at the file or at a stretch [first, last) of its frames: in order, frames some `gap_s` apart,
+    each keyframe and the frame before it.
 
     Frames that no other refers to are not decoded, so gaps may be longer. Pixels differ a little from
     `read_frames`' (no loop filter); indices and times are true. The frame before a keyframe is there because
@@ -367,10 +374,9 @@ def draft_frames(info: VideoInfo, *, max_pixels: int, gap_s: float, num_threads:
     def made(frame: av.VideoFrame, index: int) -> Frame:
         return Frame(index, float(info.timestamps_s[index]), convert(frame))
 
+    first, last = stretch or (0, info.num_frames)
     with local_copy(info.path) as local_path:
-        frames = walk(
-            local_path, info.timestamps_s, 0, info.num_frames, num_threads=num_threads, is_draft=True
-        )
+        frames = walk(local_path, info.timestamps_s, first, last, num_threads=num_threads, is_draft=True)
         last_s = -math.inf
         passed: tuple[av.VideoFrame, int] | None = None
         was_keyframe = False
