@@ -61,7 +61,12 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 def decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Frames in display order; packets that do not decode are passed over, a broken container ends them."""
-    packets = container.demux(stream)
+    return _decode(container, container.demux(stream))
+
+
+def _decode(
+    container: av.container.InputContainer, packets: Iterator[av.Packet]
+) -> Iterator[av.VideoFrame]:
     while True:
         try:
             packet = next(packets, None)
@@ -76,20 +81,6 @@ def decode(container: av.container.InputContainer, stream: av.VideoStream) -> It
             return
         except av.error.FFmpegError as error:
             logger.debug("%s: packet at %s does not decode: %s", container.name, packet.pts, error)
-
-
-def first_frame(container: av.container.InputContainer, stream: av.VideoStream) -> av.VideoFrame:
-    if stream.codec_context is None:
-        raise ClipRejected("probe", "unreadable", "no decoder for the video stream")
-    try:
-        frame = next(decode(container, stream), None)
-    except ValueError as error:  # PyAV's word for a codec that cannot be opened
-        raise ClipRejected("probe", "unreadable", str(error)) from error
-    if frame is None:
-        raise ClipRejected(
-            "probe", "unreadable", f"no frame of the {stream.codec_context.name} stream decodes"
-        )
-    return frame
 
 
 def seconds(pts: int | None, time_base: Fraction | None) -> float | None:
@@ -107,36 +98,76 @@ class PacketTimes:
     """The container lists all its frames up front, and no frame refers across a keyframe to earlier ones."""
 
 
-def packet_times(local_path: str, size_bytes: int) -> PacketTimes | None:
-    """Frame times without decoding, or None where packets cannot tell which frames decode."""
-    times_s: list[float] = []
-    keyframe_s = -math.inf
-    is_closed = True
-    with open_container(local_path) as container:
-        stream = video_stream(container)
-        if stream.codec_context.name == "vp8":  # its invisible frames are packets of their own
-            return None
+def first_frame_and_times(
+    container: av.container.InputContainer, stream: av.VideoStream, size_bytes: int
+) -> tuple[av.VideoFrame, PacketTimes | None]:
+    """The first frame that decodes, and all frame times without decoding the others: None where packets cannot
+    tell which frames decode. `size_bytes`: of the file.
+    """
+    if stream.codec_context is None:
+        raise ClipRejected("probe", "unreadable", "no decoder for the video stream")
+    log = _PacketLog(container, stream, size_bytes)
+    packets = iter(log)
+    try:
+        first = next(_decode(container, packets), None)
+    except ValueError as error:  # PyAV's word for a codec that cannot be opened
+        raise ClipRejected("probe", "unreadable", str(error)) from error
+    if first is None:
+        raise ClipRejected(
+            "probe", "unreadable", f"no frame of the {stream.codec_context.name} stream decodes"
+        )
+    return first, log.times(packets)
+
+
+class _PacketLog:
+    """A stream's packets, passed on one by one; what they tell about frame times is remembered."""
+
+    def __init__(
+        self, container: av.container.InputContainer, stream: av.VideoStream, size_bytes: int
+    ) -> None:
+        self._container, self._stream, self._size_bytes = container, stream, size_bytes
+        self._times_s: list[float] = []
+        self._keyframe_s = -math.inf
+        self._is_closed = True
+        # VP8's invisible frames are packets of their own.
+        self._is_clear = stream.codec_context.name != "vp8"
+
+    def __iter__(self) -> Iterator[av.Packet]:
+        time_base = self._stream.time_base  # made anew at each look
         try:
-            for packet in container.demux(stream):
-                if packet.size == 0 and packet.dts is None:
-                    continue  # the flush at the end
-                time_s = seconds(packet.pts, stream.time_base)
-                is_cut = packet.pos is not None and packet.pos + packet.size > size_bytes
-                if time_s is None or packet.is_corrupt or is_cut:
-                    return None
-                keyframe_s = time_s if packet.is_keyframe else keyframe_s
-                is_closed &= time_s >= keyframe_s
-                if not packet.is_discard:
-                    times_s.append(time_s)
+            for packet in self._container.demux(self._stream):
+                if packet.size > 0 or packet.dts is not None:  # else the flush at the end
+                    self._note(packet, seconds(packet.pts, time_base))
+                yield packet
+        except av.error.FFmpegError:
+            self._is_clear = False
+            raise
+
+    def _note(self, packet: av.Packet, time_s: float | None) -> None:
+        is_cut = packet.pos is not None and packet.pos + packet.size > self._size_bytes
+        if time_s is None or packet.is_corrupt or is_cut:
+            self._is_clear = False
+            return
+        self._keyframe_s = time_s if packet.is_keyframe else self._keyframe_s
+        self._is_closed &= time_s >= self._keyframe_s
+        if not packet.is_discard:
+            self._times_s.append(time_s)
+
+    def times(self, rest: Iterator[av.Packet]) -> PacketTimes | None:
+        """Reads the rest of the packets; None where they do not tell."""
+        try:
+            while self._is_clear and next(rest, None) is not None:
+                pass
         except av.error.FFmpegError as error:
-            logger.warning("%s: container breaks off: %s", local_path, error)
-            return None
+            logger.warning("%s: container breaks off: %s", self._container.name, error)
         # A container that keeps a frame count announces more packets than there are when the file was cut.
-        if not times_s or len(times_s) < stream.frames:
+        if not self._is_clear or not self._times_s or len(self._times_s) < self._stream.frames:
             return None
-        is_seekable = is_closed and stream.frames == len(times_s)
-    sorted_s = np.unique(np.array(times_s, dtype=np.float64))
-    return PacketTimes(sorted_s=sorted_s, is_seekable=is_seekable) if len(sorted_s) == len(times_s) else None
+        sorted_s = np.unique(np.array(self._times_s, dtype=np.float64))
+        if len(sorted_s) != len(self._times_s):
+            return None
+        is_seekable = self._is_closed and self._stream.frames == len(sorted_s)
+        return PacketTimes(sorted_s=sorted_s, is_seekable=is_seekable)
 
 
 def decoded_times(local_path: str) -> np.ndarray:

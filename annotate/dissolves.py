@@ -170,7 +170,7 @@ class DissolveFinder:
         energy = float(np.vdot(change, change))
         if energy < _MIN_CHANGE**2 * change.size:
             return None
-        weights, residuals, spreads = [], [], []
+        steps, weights, residuals = [], [], []
         length_s = times_s[-1] - times_s[first_at]
         for quarter in (0.25, 0.5, 0.75):
             step = self._recent[_nearest(times_s, times_s[first_at] + quarter * length_s)][1] - thumb0
@@ -178,10 +178,12 @@ class DissolveFinder:
             weights.append(weight)
             # Of the part that is no mixture: its energy by Pythagoras.
             residuals.append(float(np.vdot(step, step)) / energy - weight**2)
-            spreads.append(_pace_spread(step, change, weight))
+            steps.append(step)
         is_even = 0.05 < weights[0] < 0.5 and 0.3 < weights[1] < 0.7 and 0.5 < weights[2] < 0.95
-        is_mixture = is_even and max(residuals) <= _MAX_BLEND_RESIDUAL and max(spreads) <= _MAX_PACE_SPREAD
-        if not is_mixture or _likeness(thumb0, thumb1) > _MAX_LIKENESS:
+        if not is_even or max(residuals) > _MAX_BLEND_RESIDUAL or _likeness(thumb0, thumb1) > _MAX_LIKENESS:
+            return None
+        spreads = (_pace_spread(step, change, weight) for step, weight in zip(steps, weights, strict=True))
+        if max(spreads) > _MAX_PACE_SPREAD:
             return None
         middle_frame, middle = self._recent[_nearest(times_s, times_s[first_at] + 0.5 * length_s)]
         explained = (_flow_warp(end.image, middle_frame.image) - middle for end in (first, last))

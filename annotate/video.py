@@ -1,6 +1,6 @@
 """Video files in, facts about them and RGB frames with their container times out.
 
-`probe` reads a file's packets once without decoding them; `read_frames` decodes a span in one sequential
+`probe` reads a file's packets once and decodes the first frame; `read_frames` decodes a span in one sequential
 pass at the size the caller works at, so nothing ever holds more than a few frames. Both convert and scale
 inside FFmpeg's swscale (bicubic with anti-aliasing), which measured cheapest.
 
@@ -33,9 +33,8 @@ import numpy as np
 
 from worldline.annotate.container import (
     decoded_times,
-    first_frame,
+    first_frame_and_times,
     open_container,
-    packet_times,
     seconds,
     video_stream,
 )
@@ -172,7 +171,7 @@ def _probe_local(path: str, local_path: str) -> VideoInfo:
     size_bytes, video_id = _size_and_hash(local_path)
     with open_container(local_path) as container:
         stream = video_stream(container)
-        first = first_frame(container, stream)
+        first, packets = first_frame_and_times(container, stream, size_bytes)
         codec, header_rate = stream.codec_context.name, stream.average_rate
         rotation_deg = _clockwise_rotation(first)
         width, height = _display_size(first, stream.sample_aspect_ratio, rotation_deg)
@@ -182,7 +181,6 @@ def _probe_local(path: str, local_path: str) -> VideoInfo:
             )
         first_s = seconds(first.pts, stream.time_base)
         tick_s = float(stream.time_base) if stream.time_base else 0.0
-    packets = packet_times(local_path, size_bytes)
     if packets is None or first_s is None or abs(packets.sorted_s[0] - first_s) > 1e-9:
         timestamps_s, backend = decoded_times(local_path), "pyav"
     else:
