@@ -64,9 +64,7 @@ def decode(container: av.container.InputContainer, stream: av.VideoStream) -> It
     return _decode(container, container.demux(stream))
 
 
-def _decode(
-    container: av.container.InputContainer, packets: Iterator[av.Packet]
-) -> Iterator[av.VideoFrame]:
+def _decode(container: av.container.InputContainer, packets: Iterator[av.Packet]) -> Iterator[av.VideoFrame]:
     while True:
         try:
             packet = next(packets, None)

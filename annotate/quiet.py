@@ -9,7 +9,7 @@ not tell frame times, and whatever lies behind the last keyframe.
 
 Limits: an encoder that spends the same on each frame makes no group quiet, nor does noise that costs as much as
 the picture. A shot that looks alike at both ends and changes by less than a keyframe's cost between them is
-taken for one, which benchmarks/scenes.py tries with several encoders.
+taken for one. tests/annotate/test_quiet.py cuts an edited film of six encoders with and without.
 """
 
 from __future__ import annotations
