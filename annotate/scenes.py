@@ -4,9 +4,9 @@ windows.
 Shot changes come from a detector that sees the frames in order, at 160x90, so memory does not grow with the
 file: `cuts.py` needs no weights, leaves out what the packets show to hold no change (`quiet.py`) and decodes in
 full only where a first look leaves a doubt; TransNetV2 (the `transnet` extra) sees each frame once. Shots longer
-than a window are split into equal windows that overlap. Frames of a dissolve or of black between two shots make a scene of their own, so
-that no clip contains a change. A change closer than `min_scene_s` to the one before makes no scene; it is
-counted in `num_cuts` of the scene around it.
+than a window are split into equal windows that overlap. Frames of a dissolve or of black between two shots make
+a scene of their own, so that no clip contains a change. A change closer than `min_scene_s` to the one before
+makes no scene; it is counted in `num_cuts` of the scene around it.
 """
 
 from __future__ import annotations
