@@ -47,6 +47,8 @@ class _Group:
     """A keyframe and what follows it up to the next."""
 
     key: av.Packet
+    start: int
+    """Time stamp of the keyframe."""
     times: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     is_anchor: list[bool] = field(default_factory=list)
@@ -61,31 +63,34 @@ def quiet_groups(info: VideoInfo, *, max_pixels: int) -> list[tuple[int, int]]:
         stream.codec_context.options = {"skip_loop_filter": "all"}
         convert = Converter(working_size(info.width, info.height, max_pixels), info.width, info.rotation_deg)
         look = _KeyframeLook(stream.codec_context, convert)
-        times, quiet, group = [], [], None
+        times: list[int] = []
+        quiet: list[tuple[int, int]] = []
+        group: _Group | None = None
         try:
             for packet in container.demux(stream):
                 if packet.size == 0 and packet.dts is None:
                     continue  # the flush at the end
-                if packet.pts is None:
+                time = packet.pts
+                if time is None:
                     return []
-                times.append(packet.pts)
+                times.append(time)
                 if packet.is_keyframe:
                     if group is not None and _is_steady(group, packet) and look.is_alike(group.key, packet):
-                        quiet.append((group.key.pts, packet.pts))
-                    group = _Group(packet)
-                elif group is None or packet.pts < group.key.pts:
+                        quiet.append((group.start, time))
+                    group = _Group(packet, time)
+                elif group is None or time < group.start:
                     return []
                 else:
-                    group.is_anchor.append(packet.pts > max(group.times, default=group.key.pts))
-                    group.times.append(packet.pts)
+                    group.is_anchor.append(time > max(group.times, default=group.start))
+                    group.times.append(time)
                     group.sizes.append(packet.size)
         except av.error.FFmpegError:
             return []
         time_base = stream.time_base
-    times_s = np.array([seconds(time, time_base) for time in sorted(times)])
+    times_s = np.array([seconds(each, time_base) for each in sorted(times)])
     if len(times_s) != info.num_frames or np.abs(times_s - info.timestamps_s).max() > 1e-6:
         return []
-    index = {time: k for k, time in enumerate(sorted(times))}
+    index = {each: k for k, each in enumerate(sorted(times))}
     return [(index[first], index[last]) for first, last in quiet]
 
 
@@ -107,7 +112,7 @@ class _KeyframeLook:
 
     def __init__(self, codec: av.VideoCodecContext, convert: Converter) -> None:
         self._codec, self._convert = codec, convert
-        self._last: tuple[int, np.ndarray] | None = None
+        self._last: tuple[av.Packet, np.ndarray] | None = None
 
     def is_alike(self, first: av.Packet, second: av.Packet) -> bool:
         """Whether both show one place at one brightness; False where one does not decode."""
@@ -124,7 +129,7 @@ class _KeyframeLook:
         return likeness_of_place(before, after) > _MIN_LIKENESS
 
     def _image(self, packet: av.Packet) -> np.ndarray | None:
-        if self._last is not None and self._last[0] == packet.pts:
+        if self._last is not None and self._last[0] is packet:
             return self._last[1]
         try:
             frames = [*self._codec.decode(packet), *self._codec.decode(None)]
@@ -134,8 +139,9 @@ class _KeyframeLook:
             self._codec.flush_buffers()
         if len(frames) != 1:
             return None
-        self._last = packet.pts, self._convert(frames[0])
-        return self._last[1]
+        image = self._convert(frames[0])
+        self._last = packet, image
+        return image
 
 
 def unsettled(
