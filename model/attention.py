@@ -211,6 +211,8 @@ class SelfAttention(nn.Module):
         new_state: MixState
         if gates is None:
             cache = cast(KeyValueCache | None, state)
+            # The transforms are in float32; kept there, a model in bfloat16 would spend most of a long clip here.
+            in_ray_space = Heads(*(x.to(values.dtype) for x in in_ray_space))
             out, new_state = self._softmax(in_ray_space, frames, cache, is_camera=True)
         else:
             beta, gamma = gates

@@ -20,9 +20,11 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Sequence
+from importlib import metadata
 
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import Tensor
 
 from worldline.model.chunks import chunk_spans
@@ -87,9 +89,20 @@ def _has_kernel(device_type: str) -> bool:
 def rule_name(device_type: str) -> str:
     """Which implementation runs on a device; logged once per device."""
     has_kernel = device_type == "cuda" and importlib.util.find_spec("fla") is not None
+    if has_kernel and _miscompiles():
+        logger.warning(
+            "flash-linear-attention needs Triton 3.7.1 on Hopper: earlier ones make wrong gradients"
+        )
+        has_kernel = False
     name = "flash-linear-attention" if has_kernel else "torch"
     logger.info("token-wise gated delta rule on %s: %s", device_type, name)
     return name
+
+
+def _miscompiles() -> bool:
+    """Triton that flash-linear-attention refuses on Hopper GPUs (its issue 640)."""
+    is_affected = Version("3.4") <= Version(metadata.version("triton")) < Version("3.7.1")
+    return is_affected and torch.cuda.get_device_capability()[0] == 9
 
 
 def blocked_rule(
@@ -144,13 +157,15 @@ def _fla_rule(
 ) -> tuple[Tensor, Tensor]:
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
+    # It multiplies operands of one dtype: under autocast the normalised ones come in float32, the others do not.
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else values.dtype
     # Its state is [B, H, D, E] and its default scale 1 / sqrt(D).
     out, final = chunk_gated_delta_rule(
-        q=queries,
-        k=keys,
-        v=values,
+        q=queries.to(dtype),
+        k=keys.to(dtype),
+        v=values.to(dtype),
         g=log_alpha.float(),
-        beta=beta,
+        beta=beta.to(dtype),
         scale=1.0,
         initial_state=None if state is None else state.mT.contiguous(),
         output_final_state=True,

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from worldline.annotate.camera import Intrinsics, rotation_from_rotvec
+from worldline.model import softmax_attention as softmax_module
 from worldline.model.camera_embedding import relative_to_first
 from worldline.model.chunks import chunk_causal, chunk_spans, one_chunk
 from worldline.model.config import ModelConfig
@@ -138,6 +141,22 @@ def test_bfloat16_stays_near_float32(name, how):
     grad = torch.cat([g.flatten() for g in gradients(model, half)])
     assert relative(half, exact) < 3e-2
     assert relative(grad, exact_grad) < 3e-2
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_softmax_of_a_bfloat16_model_reads_bfloat16(name, monkeypatch):
+    """Also in the camera branch, whose transforms are in float32: a GPU takes ten times as long there."""
+    config, run = FORMS[name]
+    model, read = make_model(config).bfloat16(), set()
+    attend = F.scaled_dot_product_attention
+
+    def watched(*tensors: Tensor, **options: Any) -> Tensor:
+        read.update(x.dtype for x in tensors)
+        return attend(*tensors, **options)
+
+    monkeypatch.setattr(softmax_module.F, "scaled_dot_product_attention", watched)
+    run(model, *[[x.bfloat16(), time, text.bfloat16(), *rest] for x, time, text, *rest in make_clips(config)])
+    assert read == {torch.bfloat16}
 
 
 def compiled_equals_eager(run: Callable[..., Tensor], leaves: list[Tensor], *arguments) -> None:

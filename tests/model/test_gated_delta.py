@@ -21,7 +21,8 @@ from worldline.model.gated_delta import (
 )
 
 torch.set_num_threads(1)
-SHAPES = [(2, 7, 5, 3, 8), (1, 1, 3, 2, 4), (1, 13, 1, 2, 6), (2, 4, 17, 1, 5)]  # B, T, S, H, D
+# B, T, S, H, D; the last two go frame by frame, with fewer frames than heads.
+SHAPES = [(2, 7, 5, 3, 8), (1, 13, 1, 2, 6), (2, 4, 17, 1, 5), (1, 1, 3, 2, 4), (1, 4, 5, 6, 4)]
 CHUNKS = {"causal": None, "bidirectional": 1, "chunk_causal": 3}
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-5}
 

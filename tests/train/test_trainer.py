@@ -76,9 +76,15 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])])
 @pytest.mark.parametrize("stop", ["killed", "interrupted"])
-def test_a_stopped_run_goes_on_bit_identically(shards, autoencoder_run, tmp_path, monkeypatch, stop) -> None:
-    flow = {"kind": "flow", "init_from": autoencoder_run, "ema_decay": 0.9}
+def test_a_stopped_run_goes_on_bit_identically(
+    shards, autoencoder_run, tmp_path, monkeypatch, stop, device
+) -> None:
+    flow = {"kind": "flow", "init_from": autoencoder_run, "ema_decay": 0.9, "device": device}
     train(stage(shards, tmp_path / "whole", **flow))
 
     calls, true_gradient = 0, trainer._gradient
