@@ -46,6 +46,7 @@ from worldline.train.trainer import NotFinite, train
 logger = logging.getLogger(__name__)
 
 BASE = "bidirectional"
+TEACHER = "bidirectional, many steps"
 Scores = dict[str, np.ndarray]
 """[seeds, N] by name."""
 PSNR = "PSNR against its path's truth, dB"
@@ -69,6 +70,8 @@ class VariantsConfig:
     """Of distillation to four steps: regression on the teacher's paths, then distribution matching."""
     steps: int = 6
     """Denoising steps of the first stage."""
+    teacher_steps: int = 40
+    """Of the many-step teacher's row: eight times the distilled model's four and its one for the state."""
     noise_seeds: int = 2
     """Videos made of each held-out walk."""
     test_starts: int = 16
@@ -83,6 +86,7 @@ class VariantsConfig:
             self.chunk_causal_steps,
             self.refiner_steps,
             self.steps,
+            self.teacher_steps,
             self.noise_seeds,
             self.test_starts,
             self.camera_seeds,
@@ -100,6 +104,8 @@ class Variant:
     generator: RunGenerator
     evaluations: str
     """Of the network, for one window."""
+    steps: int
+    """Denoising steps; a distilled model has its own."""
 
 
 def main(config: VariantsConfig) -> int:
@@ -125,7 +131,7 @@ def main(config: VariantsConfig) -> int:
             for variant in variants(recipe, runs, config):
                 scores, first, seconds = measured(variant, walks, config, cameras, least, quality)
                 kept[variant.name] = scores
-                rows.append(row(variant, scores, kept[BASE], seconds))
+                rows.append(row(variant, scores, kept, seconds))
                 strips[variant.name] = first
                 logger.info("%s: %s", variant.name, {k: v for k, v in rows[-1].items() if k != "variant"})
         gate, layers = quantisation(recipe, runs, kept, quality)
@@ -143,7 +149,8 @@ def main(config: VariantsConfig) -> int:
     notes = [
         f"{len(walks.frames)} held-out walks through the rendered room of training, {config.noise_seeds} videos of each;"
         " the same seeds for all forms. In brackets 95 % of bootstrap draws of the starts.",
-        "Differences are to the bidirectional model, walk by walk.",
+        "Differences are to the bidirectional model, walk by walk. The many-step teacher is the same model with"
+        f" {config.teacher_steps} steps.",
         "Cameras: the pose whose true render is most like each frame, found without looking at the command; no fit. A frame"
         f" counts as told where it is likelier than 95 % of another room's frames are (correlation {least:.2f}).",
         "fp8 and nvfp4 are emulated where the machine does not multiply in them: their seconds say nothing of a GPU's.",
@@ -199,41 +206,35 @@ def trained(recipe: Recipe, config: VariantsConfig) -> dict[str, Path]:
 
 
 def variants(recipe: Recipe, runs: dict[str, Path], config: VariantsConfig) -> Iterator[Variant]:
-    """The forms, the bidirectional model first."""
+    """The forms, the bidirectional model first and its many-step row second."""
     once = str(config.steps)
-
-    def run(path: Path, **options: Any) -> RunGenerator:
-        return RunGenerator(load_run(path), **options)
-
-    yield Variant(name=BASE, generator=run(recipe.model), evaluations=once)
-    for dtype in ("fp8", "nvfp4"):
-        yield Variant(name=f"{BASE}, {dtype}", generator=run(recipe.model, dtype=dtype), evaluations=once)
-    refined = run(recipe.model, refiner=load_run(runs["refiner"]))
-    yield Variant(name=f"{BASE} + refiner", generator=refined, evaluations=f"{once} + {REFINER_STEPS}")
-    streamed = run(runs["chunk-causal"])
     per_chunk = f"{config.steps} + 1 a chunk"
-    yield Variant(name="chunk-causal, streamed", generator=streamed, evaluations=per_chunk)
-    staggered = run(runs["chunk-causal"], staggered=True)
-    yield Variant(
-        name="chunk-causal, staggered",
-        generator=staggered,
-        evaluations=str(staggered.num_evaluations(WALK_VIEW.num_frames, config.steps)),
-    )
-    refiner = load_run(runs["refiner"])
-    yield Variant(
-        name="chunk-causal, streamed + refiner",
-        generator=run(runs["chunk-causal"], refiner=refiner),
-        evaluations=f"{per_chunk}, {REFINER_STEPS} + 1 a block",
-    )
-    four_bit = run(runs["chunk-causal"], dtype="nvfp4")
-    yield Variant(name="chunk-causal, streamed, nvfp4", generator=four_bit, evaluations=per_chunk)
     few = f"{len(DISTILLED_SIGMAS) - 1} + 1 a chunk"
-    yield Variant(name="distilled, streamed", generator=run(runs["distilled"]), evaluations=few)
-    yield Variant(
-        name="distilled, streamed + refiner",
-        generator=run(runs["distilled"], refiner=load_run(runs["refiner"])),
-        evaluations=f"{few}, {REFINER_STEPS} + 1 a block",
+    per_block = f"{REFINER_STEPS} + 1 a block"
+    refiner = load_run(runs["refiner"])
+
+    def variant(
+        name: str, path: Path, evaluations: str, *, steps: int = config.steps, **options: Any
+    ) -> Variant:
+        generator = RunGenerator(load_run(path), **options)
+        return Variant(name=name, generator=generator, evaluations=evaluations, steps=steps)
+
+    yield variant(BASE, recipe.model, once)
+    yield variant(TEACHER, recipe.model, str(config.teacher_steps), steps=config.teacher_steps)
+    for dtype in ("fp8", "nvfp4"):
+        yield variant(f"{BASE}, {dtype}", recipe.model, once, dtype=dtype)
+    yield variant(f"{BASE} + refiner", recipe.model, f"{once} + {REFINER_STEPS}", refiner=refiner)
+    chunk_causal = runs["chunk-causal"]
+    yield variant("chunk-causal, streamed", chunk_causal, per_chunk)
+    staggered = variant("chunk-causal, staggered", chunk_causal, "", staggered=True)
+    evaluations = staggered.generator.num_evaluations(WALK_VIEW.num_frames, config.steps)
+    yield dataclasses.replace(staggered, evaluations=str(evaluations))
+    yield variant(
+        "chunk-causal, streamed + refiner", chunk_causal, f"{per_chunk}, {per_block}", refiner=refiner
     )
+    yield variant("chunk-causal, streamed, nvfp4", chunk_causal, per_chunk, dtype="nvfp4")
+    yield variant("distilled, streamed", runs["distilled"], few)
+    yield variant("distilled, streamed + refiner", runs["distilled"], f"{few}, {per_block}", refiner=refiner)
 
 
 def baseline_rows(
@@ -300,7 +301,7 @@ def measured(
     quality: ImageQuality,
 ) -> tuple[Scores, np.ndarray, float]:
     """Scores [seeds, N] by name, the first video and the seconds of one."""
-    make = _maker(variant.generator, walks.frames[:, 0], walks.camera, config.steps)
+    make = _maker(variant.generator, walks.frames[:, 0], walks.camera, variant.steps)
     started_s = time.perf_counter()
     made = np.stack([make(walks.first_from_cam, seed) for seed in range(config.noise_seeds)])
     seconds = (time.perf_counter() - started_s) / (made.shape[0] * made.shape[1])
@@ -322,14 +323,16 @@ def measured(
     return scores, made[0, 0], seconds
 
 
-def row(variant: Variant, scores: Scores, base: Scores, seconds: float) -> dict[str, Any]:
-    """One line of the table."""
+def row(variant: Variant, scores: Scores, kept: dict[str, Scores], seconds: float) -> dict[str, Any]:
+    """One line of the table, beside the lines `kept` of the bidirectional model and, after it, of its many steps."""
     found: dict[str, Any] = {"variant": variant.name, "network evaluations": variant.evaluations}
     for name, values in scores.items():
         found[name] = _interval(values)
-    found["PSNR beside the bidirectional, dB"] = _interval(scores[PSNR] - base[PSNR])
+    found["PSNR beside the bidirectional, dB"] = _interval(scores[PSNR] - kept[BASE][PSNR])
     for name in (ROTATION, TRANSLATION):
-        found[f"{name}: times the bidirectional's"] = _ratio(scores[name], base[name])
+        found[f"{name}: times the bidirectional's"] = _ratio(scores[name], kept[BASE][name])
+        if TEACHER in kept:
+            found[f"{name}: times the many-step teacher's"] = _ratio(scores[name], kept[TEACHER][name])
     found["seconds a video"] = seconds
     found["MB of weights"] = weight_bytes(variant.generator.model) / 1e6
     return found

@@ -60,14 +60,17 @@ def test_from_videos_to_a_driven_model(
         refiner_steps=2,
         distill_steps=(1, 1),
         steps=2,
+        teacher_steps=3,
         noise_seeds=1,
         test_starts=2,
     )
     assert variants_main(variants) == 0
     tables = json.loads((config.out / "variants" / "results.json").read_text())
     rows, cameras, gate, layers = tables.values()
-    assert len({row["variant"] for row in rows}) == len(rows) == 10
+    assert len({row["variant"] for row in rows}) == len(rows) == 11
+    assert [row["network evaluations"] for row in rows[:2]] == ["2", "3"]
     assert rows[0]["RotErr, deg: times the bidirectional's"].startswith("1.00 (1.00")
+    assert rows[1]["RotErr, deg: times the many-step teacher's"].startswith("1.00 (1.00")
     errors_deg = [float(row["RotErr, deg"].split()[0]) for row in cameras]
     assert errors_deg[0] < 1 < errors_deg[2]  # the truth, and the standing frame
     assert [row["format"] for row in gate] == ["fp8", "nvfp4", "nvfp4"]
@@ -78,7 +81,7 @@ def test_from_videos_to_a_driven_model(
     assert all(row[own] != rows[0][own] for row in rows[3:])
     assert 0 < gate[0]["error of the output"] < gate[1]["error of the output"] < 0.2
     weights = [row["MB of weights"] for row in rows]
-    assert weights[2] < weights[1] < weights[0] == weights[3]
+    assert weights[3] < weights[2] < weights[0] == weights[1] == weights[4]
     assert "chunk-causal, streamed, nvfp4" in (config.out / "variants" / "index.html").read_text()
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
