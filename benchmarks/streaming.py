@@ -3,7 +3,7 @@
 Models of random weights are driven by keys as `worldline drive` drives a run, as fast as they go, each length in a
 process of its own: state of the gated delta rule and tails of the convolutions carried over, softmax blocks with a
 sink and a window, frames decoded chunk by chunk and written into an mp4 while they come. One row has no window, to
-show what the window is for.
+show what the window is for; two have a refiner, which goes over the stream block by block.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from worldline.train.config import TrainConfig
 from worldline.train.drive import LIVE_WINDOW, POSES_PER_S
 from worldline.train.generate import write_video
 from worldline.train.generate_run import RunGenerator
-from worldline.train.presets import tiny_chunk_causal, walk_model
+from worldline.train.presets import tiny_chunk_causal, walk_model, walk_refiner
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,14 @@ class Stream:
     span: AttentionSpan
     video_s: float
     steps: int
+    is_refined: bool = False
+
+    def generator(self) -> RunGenerator:
+        """Of runs with random weights."""
+        refiner = None
+        if self.is_refined:
+            refiner = random_run(walk_refiner("none", Path("none"), Path("none")))
+        return RunGenerator(random_run(config_of(self)), refiner=refiner)
 
 
 def random_run(config: TrainConfig) -> Run:
@@ -102,10 +110,11 @@ def measured(stream: Stream) -> Row:
     that a difference between them is one of length.
     """
     torch.set_num_threads(1)
-    generator = RunGenerator(random_run(config_of(stream)))
+    generator = stream.generator()
+    size = CHUNKS[1] if generator.refiner is None else generator.refiner.chunks[1]
     fps = POSES_PER_S / generator.frame_step
     num_frames = round(stream.video_s * fps)
-    num_chunks = 1 + round(num_frames / (CHUNKS[1] * generator.autoencoder.time_stride))
+    num_chunks = 1 + round(num_frames / (size * generator.autoencoder.time_stride))
     minute = round(num_chunks * 60 / stream.video_s)
     process = psutil.Process()
     latencies_s, young_s, memory_mib = list[float](), list[float](), list[float]()
@@ -130,7 +139,7 @@ def measured(stream: Stream) -> Row:
     half = minute // 2  # by then the young stream's window is full
     window = stream.span.window_frames
     return {
-        "model": stream.model,
+        "model": stream.model + (" + refiner" if stream.is_refined else ""),
         "looks back": "without end" if window is None else f"{stream.span.sink_frames} + {window}",
         "video [s]": stream.video_s,
         "shown [frames/s]": fps,
@@ -179,6 +188,8 @@ def main(job: Job) -> int:
         Stream(model="walk", span=WINDOWED, video_s=job.short_s, steps=job.steps),
         Stream(model="walk", span=WINDOWED, video_s=job.long_s, steps=job.steps),
         Stream(model="walk", span=AttentionSpan(), video_s=job.endless_s, steps=job.steps),
+        Stream(model="walk", span=WINDOWED, video_s=job.short_s, steps=job.steps, is_refined=True),
+        Stream(model="walk", span=WINDOWED, video_s=job.long_s, steps=job.steps, is_refined=True),
         Stream(model="tiny", span=WINDOWED, video_s=job.tiny_s, steps=job.steps),
     ]
     rows = []
@@ -199,6 +210,8 @@ Random weights: what is measured is the cost of a chunk, not what is seen. `walk
 frames a latent frame). A chunk has {CHUNKS[1]} latent frames and takes {job.steps} sampling steps and one clean pass; its
 latency goes from asking for the keys to having decoded frames. During the last minute a second stream begins and takes
 turns with the first: the load of the machine is the same for both, which it was not for the first and the last minute.
+With the refiner frames come in blocks of three latent frames, three more steps and a clean pass each; the latency is from
+the last keys asked for before a block.
 "Looks back": latent frames of the sink and of the window that softmax blocks read before the chunk.
 Memory is the process's resident set, with the interpreter and torch.
 Frames/s made are frames over the sum of latencies.
