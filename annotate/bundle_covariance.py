@@ -34,18 +34,24 @@ class PoseCovariance:
     togetherness: float
     """1-sigma of the centres that is robust to residuals of one part of a frame sharing their errors, over that of
     `camera` (rms over cameras): 1 where they are independent and as large as sigma_px. NaN without a second camera."""
-    held_centre: np.ndarray
-    """[C, 6, 6] what a principal point held at its prior adds; zero where it was free or is known."""
+    held_lens: np.ndarray
+    """[C, 6, 6] what a focal length and a principal point add that were held and may be off; zero where they were free."""
 
 
 def covariance(
-    bundle: Bundle, config: BundleConfig, *, gauge_cam: int = 0, is_centre_held: bool = False
+    bundle: Bundle,
+    config: BundleConfig,
+    *,
+    gauge_cam: int = 0,
+    is_centre_held: bool = False,
+    is_focal_held: bool = False,
 ) -> PoseCovariance:
     """Covariance of all poses with the points marginalised, at an adjusted bundle, in units of `sigma_px`.
 
     Gauge: camera `gauge_cam` is held, and the rms distance of the camera centres from it is held, which fixes
-    the one scale a monocular clip leaves free. `is_centre_held`: the adjustment kept the principal point at the prior
-    of `config`, whose spread it did not weigh against the images ("consider" parameters, Tapley et al. 2004, sec. 6).
+    the one scale a monocular clip leaves free. `is_centre_held`, `is_focal_held`: the adjustment kept the principal
+    point or the shared focal length at the prior of `config`, whose spread it did not weigh against the images
+    ("consider" parameters, Tapley et al. 2004, sec. 6).
     Raises numpy.linalg.LinAlgError where the poses are not determined.
     """
     layout = Layout.of(bundle, config)
@@ -67,16 +73,19 @@ def covariance(
         reduced += np.outer(scale_direction, scale_direction) * np.trace(reduced) * 10
     keep = np.ones(size, dtype=bool)
     keep[gauge_cam * layout.per_cam : gauge_cam * layout.per_cam + 6] = False
-    is_considered = np.zeros(size, dtype=bool)
+    spread = np.zeros(size)  # of what was held
+    if is_focal_held and config.free_focal:
+        spread[layout.num_cam] = config.focal_prior_sigma
     if is_centre_held and config.centre_sigma_px > 0:
-        is_considered[layout.num_cam + int(config.free_focal) + np.arange(2)] = True
+        spread[layout.num_cam + int(config.free_focal) + np.arange(2)] = config.centre_sigma_px
+    is_considered = spread > 0
     keep &= ~is_considered
     factor = scipy.linalg.cho_factor(reduced[np.ix_(keep, keep)], lower=True, check_finite=False)
     full = np.zeros((size, size))
     full[np.ix_(keep, keep)] = scipy.linalg.cho_solve(factor, np.eye(int(keep.sum())), check_finite=False)
     considered = np.zeros((size, size))
     if is_considered.any():
-        sensitivity = config.centre_sigma_px * (full @ reduced[:, is_considered])
+        sensitivity = full @ reduced[:, is_considered] * spread[is_considered]
         considered = sensitivity @ sensitivity.T
     focal_sigma = float("nan")
     of_focal = np.array([layout.num_cam])
@@ -94,7 +103,7 @@ def covariance(
         camera=camera,
         log_focal_sigma=focal_sigma,
         togetherness=float(np.sqrt(np.mean(robust[others] / posterior[others]))) if others.any() else np.nan,
-        held_centre=_blocks(considered, num_cams, layout),
+        held_lens=_blocks(considered, num_cams, layout),
     )
 
 

@@ -40,6 +40,10 @@ class MappingConfig:
     one: where little motion leaves it open, a map would run off to any."""
     focal_prior_sigma: float = 0.35
     """1-sigma of its logarithm: two thirds of all cameras see 51 to 84 degrees, 95 % 36 to 104."""
+    given_focal_sigma: float = 0.002
+    """What a given focal length may be off, as a share of it. It is held; the error bars know."""
+    given_centre_sigma: float = 0.001
+    """The same of a given principal point, as a share of the longer side."""
     max_error_px: float = 3.0
     """Observations further off than this are outliers, for an image of 640 pixels; scaled with the size."""
     min_angle_deg: float = 1.2
@@ -278,7 +282,8 @@ class Mapper:
     def camera_config(self, **settings: Any) -> BundleConfig:
         """Settings of an adjustment that frees what is unknown of the camera; nothing where it was given."""
         config = self.error_config()
-        centre_sigma_px = 0.0 if self.freedom.is_centre_held else config.centre_sigma_px
+        is_centre_held = self.known_focal or self.freedom.is_centre_held
+        centre_sigma_px = 0.0 if is_centre_held else config.centre_sigma_px
         return replace(
             config,
             free_focal=not self.known_focal,
@@ -289,17 +294,25 @@ class Mapper:
 
     def error_config(self) -> BundleConfig:
         """Everything that may be wrong about the camera, for the error bars."""
-        free = not self.known_focal
-        config = BundleConfig(
-            free_focal=free,
-            free_distortion=free and self.map.model != "pinhole",
-            distortion_sigma=self.freedom.distortion_sigma,
-            centre_sigma_px=self.freedom.centre_sigma_px if free else 0.0,
-            centre_prior_px=self.freedom.centre_prior_px,
-            free_readout=self.freedom.free_readout,
-            focal_prior_sigma=self.config.focal_prior_sigma if free else 0.0,
-            focal_prior_px=self.config.focal_prior * max(self.map.width, self.map.height),
-        )
+        longer_px = max(self.map.width, self.map.height)
+        if self.known_focal:
+            config = BundleConfig(
+                free_focal=True,
+                focal_prior_sigma=self.config.given_focal_sigma,
+                centre_sigma_px=self.config.given_centre_sigma * longer_px,
+                free_readout=self.freedom.free_readout,
+            )
+        else:
+            config = BundleConfig(
+                free_focal=True,
+                free_distortion=self.map.model != "pinhole",
+                distortion_sigma=self.freedom.distortion_sigma,
+                centre_sigma_px=self.freedom.centre_sigma_px,
+                centre_prior_px=self.freedom.centre_prior_px,
+                free_readout=self.freedom.free_readout,
+                focal_prior_sigma=self.config.focal_prior_sigma,
+                focal_prior_px=self.config.focal_prior * longer_px,
+            )
         if self.freedom.zoom_step_sigma == 0:
             return config
         step_sigma = self.freedom.zoom_step_sigma

@@ -54,7 +54,12 @@ def frame_sigmas(tracks: Tracks, mapper: Mapper, poses: FramePoses, config: Sigm
     num_frames = tracks.num_frames
     unknown = np.full(num_frames, np.nan)
     try:
-        result = covariance(bundle, mapper.error_config(), is_centre_held=mapper.freedom.is_centre_held)
+        result = covariance(
+            bundle,
+            mapper.error_config(),
+            is_centre_held=mapper.known_focal or mapper.freedom.is_centre_held,
+            is_focal_held=mapper.known_focal,
+        )
     except np.linalg.LinAlgError:
         return FrameSigma(translation=unknown, rotation_rad=unknown.copy(), focal_px=float("nan"))
     kf_frames = np.array([kf.frame_idx for kf in tracks.keyframes])[keyframes]
@@ -62,7 +67,7 @@ def frame_sigmas(tracks: Tracks, mapper: Mapper, poses: FramePoses, config: Sigm
     variance = _between(result.camera, kf_frames, num_frames)
     variance += np.where(is_keyframe[:, None], 0.0, poses.own_variance)
     factor = config.factor(result.togetherness)
-    sigma = np.sqrt(factor**2 * variance + _between(result.held_centre, kf_frames, num_frames))
+    sigma = np.sqrt(factor**2 * variance + _between(result.held_lens, kf_frames, num_frames))
     sigma[~np.isfinite(poses.cam_from_world[:, 0, 0])] = np.nan
     return FrameSigma(
         translation=sigma[:, 0],

@@ -320,7 +320,7 @@ def test_a_held_principal_point_adds_what_its_prior_moves_the_path() -> None:
     exact, _ = _scene(num_cams=5, num_points=80)
     sigma = 2.0
     config = replace(_FREE_FOCAL, centre_sigma_px=sigma)
-    added = covariance(exact, config, is_centre_held=True).held_centre
+    added = covariance(exact, config, is_centre_held=True).held_lens
     expected = np.zeros((5, 3))
     for axis in (0, 1):
         step = 0.05 * np.eye(2)[axis]
@@ -331,7 +331,24 @@ def test_a_held_principal_point_adds_what_its_prior_moves_the_path() -> None:
         expected += ((moved[0] - moved[1]) / 2 * sigma / 0.05) ** 2
     found = np.einsum("cii->ci", added)[:, 3:6]
     assert np.allclose(np.sqrt(found.sum(axis=1)), np.sqrt(expected.sum(axis=1)), rtol=0.02, atol=1e-4)
-    assert not covariance(exact, config).held_centre.any()
+    assert not covariance(exact, config).held_lens.any()
+
+
+def test_a_held_focal_length_adds_what_it_may_be_off() -> None:
+    """Finite differences: the path adjusted with a focal length held one per mille off, either way."""
+    exact, _ = _scene(num_cams=5, num_points=80)
+    sigma, step = 0.01, 0.001
+    config = replace(_FREE_FOCAL, focal_prior_sigma=sigma)
+    held = replace(_FREE_FOCAL, free_focal=False)
+    moved = [
+        _in_gauge(adjust(replace(exact, focal_px=exact.focal_px * np.exp(sign * step)), held), exact)
+        for sign in (1, -1)
+    ]
+    expected = ((moved[0] - moved[1]) / 2 * sigma / step) ** 2
+    result = covariance(exact, config, is_focal_held=True)
+    found = np.einsum("cii->ci", result.held_lens)[:, 3:6]
+    assert np.allclose(np.sqrt(found.sum(axis=1)), np.sqrt(expected.sum(axis=1)), rtol=0.02, atol=1e-4)
+    assert np.allclose(result.camera, covariance(exact, held).camera)
 
 
 def test_wrong_shapes_are_named() -> None:
