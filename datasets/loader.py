@@ -13,31 +13,33 @@ which is again a pure function: a run with a broken shard can be repeated too.
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import json
 import logging
 import os
 import socket
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from isal.isal_zlib import crc32
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from worldline.datasets.byte_ranges import ByteRange, RangeReader
+from worldline.datasets.byte_ranges import ByteRange, RangeReader, is_remote
+from worldline.datasets.member_content import member_content
 from worldline.datasets.sample_order import OrderConfig, SampleOrder
 from worldline.datasets.schema import ClipRejected
-from worldline.datasets.shard_format import MEMBERS, row_from_json
+from worldline.datasets.shard_format import MEMBERS
 from worldline.datasets.shard_index import Selection, members_of, shard_location
 
 logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
+Record = tuple[Any, ...]
+"""One of shard_index.RECORD as plain numbers."""
 
 _STATE_VERSION = 1
 _BATCHES_PER_LOOKUP = 32
@@ -174,8 +176,8 @@ class Loader:
 
     def samples(self) -> Iterator[Any]:
         """This rank's samples one by one in this process: the source of a `webdataset.DataPipeline`."""
-        for batch in _Batches(self._selection, self._config, self._steps, list, self._position):
-            yield from batch
+        for samples in _Batches(self._selection, self._config, self._steps, None, self._position).lazily():
+            yield from samples
 
 
 def share_of(count: int, rank: int, world_size: int) -> range:
@@ -203,6 +205,11 @@ class _Batches(IterableDataset):
         self._collate = collate or list
 
     def __iter__(self) -> Iterator[Any]:
+        for samples in self.lazily():
+            yield self._collate(list(samples))
+
+    def lazily(self) -> Iterator[Iterator[Any]]:
+        """Each batch as an iterator that makes its samples as they are asked for."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         reader = SampleReader(self._selection, self._config, self._steps)
@@ -216,7 +223,7 @@ class _Batches(IterableDataset):
             for positions, chosen in zip(batches, numbers, strict=True):
                 if len(positions) == 0:
                     return
-                yield self._collate(reader.read(positions, chosen))
+                yield reader.read(positions, chosen)
 
     def _positions(self, batch_idx: int) -> np.ndarray:
         """Stream positions of this rank's share of a batch; empty behind the end."""
@@ -244,21 +251,27 @@ class SampleReader:
         """The samples that the order puts at stream positions."""
         return self._order.samples(positions)
 
-    def read(self, positions: np.ndarray, numbers: np.ndarray) -> list[Any]:
-        """One sample a position. Raises OSError, and RuntimeError where too many samples cannot be used."""
-        fetched = self._fetch(numbers)
-        return [
-            self._sample(position, number, parts)
-            for position, number, parts in zip(positions.tolist(), numbers.tolist(), fetched, strict=True)
-        ]
+    def read(self, positions: np.ndarray, numbers: np.ndarray) -> Iterator[Any]:
+        """One sample a position, made when it is asked for.
 
-    def _sample(self, position: int, number: int, parts: dict[str, memoryview] | ClipRejected) -> Any:
+        Raises OSError, and RuntimeError where too many samples cannot be used.
+        """
+        records = self._selection.records[numbers].tolist()
+        fetched: Iterable[dict[str, memoryview] | ClipRejected]
+        if is_remote(self._selection.location):
+            fetched = self._fetch(records)
+        else:
+            # One by one: what a step leaves of a sample is small, and its bytes then lie where the last one's lay.
+            fetched = (self._fetch([record])[0] for record in records)
+        for position, record, parts in zip(positions.tolist(), records, fetched, strict=True):
+            yield self._sample(position, record, parts)
+
+    def _sample(self, position: int, record: Record, parts: dict[str, memoryview] | ClipRejected) -> Any:
         self._num_read += 1
         replaced: list[str] = []
         reasons: set[str] = set()
         for attempt in range(1, self._config.max_replacements + 1):
-            clip_id, shard = self._selection.records[number].item()[:2]
-            key = clip_id.decode()
+            key, shard = record[0].decode(), record[1]
             try:
                 if isinstance(parts, ClipRejected):
                     raise parts
@@ -267,8 +280,8 @@ class SampleReader:
                 replaced.append(key)
                 reasons.add(str(rejection))
                 self._record(position, shard, key, rejection)
-                number = self._order.replacement(position, attempt)
-                parts = self._fetch(np.array([number]))[0]
+                record = self._selection.records[self._order.replacement(position, attempt)].item()
+                parts = self._fetch([record])[0]
         raise RuntimeError(
             f"position {position}: none of {sorted(set(replaced))} can be used: {'; '.join(sorted(reasons))}"
         )
@@ -284,20 +297,20 @@ class SampleReader:
             **({"__replaces__": replaced} if replaced else {}),
         }
         for member, data in parts.items():
-            sample[member] = _decoded(member, data, key)
+            sample[member] = member_content(member, data, key)
         for step in self._steps:
             sample = step(sample)
         return sample
 
-    def _fetch(self, numbers: np.ndarray) -> list[dict[str, memoryview] | ClipRejected]:
-        """The checked members of samples, all ranges of a batch asked for at once."""
+    def _fetch(self, records: list[Record]) -> list[dict[str, memoryview] | ClipRejected]:
+        """The checked members of samples, all their ranges asked for at once."""
         wanted: list[ByteRange] = []
         plans: list[list[tuple[int, str, int, int, int]]] = []
         missing: dict[int, ClipRejected] = {}
-        for k, record in enumerate(self._selection.records[numbers].tolist()):
+        for k, record in enumerate(records):
             location = shard_location(self._selection.location, record[1])
             plan: list[tuple[int, str, int, int, int]] = []
-            for member, offset, size, crc32 in members_of(record):
+            for member, offset, size, stated in members_of(record):
                 if member not in self._config.members:
                     continue
                 last = wanted[-1] if plan else None
@@ -305,7 +318,7 @@ class SampleReader:
                     wanted[-1] = ByteRange(location, last.start, offset + size - last.start)
                 else:
                     wanted.append(ByteRange(location, offset, size))
-                plan.append((len(wanted) - 1, member, offset, size, crc32))
+                plan.append((len(wanted) - 1, member, offset, size, stated))
             plans.append(plan)
             if absent := set(self._config.members) - {member for _, member, *_ in plan}:
                 missing[k] = ClipRejected("loader", "member_missing", ", ".join(sorted(absent)))
@@ -337,42 +350,13 @@ def _checked(
     check: bool,
 ) -> dict[str, memoryview] | ClipRejected:
     parts: dict[str, memoryview] = {}
-    for at, member, offset, size, crc32 in plan:
+    for at, member, offset, size, stated in plan:
         data = found[at]
         if isinstance(data, ClipRejected):
             return data
         part = data[offset - wanted[at].start :][:size]
-        if check and zlib.crc32(part) != crc32:
+        if check and crc32(part) != stated:
             detail = f"{wanted[at].location}: .{member} at byte {offset}"
             return ClipRejected("loader", "checksum", detail)
         parts[member] = part
     return parts
-
-
-def _decoded(member: str, data: memoryview, key: str) -> Any:
-    """A member's content; only formats that cannot run code. Raises ClipRejected where it does not decode."""
-    try:
-        if member == "json":
-            row = row_from_json(bytes(data))
-            if row["clip_id"] != key:
-                raise ValueError(f"is of clip {row['clip_id']}")
-            return row
-        return bytes(data) if member == "mp4" else array_view(data)
-    except ValueError as error:
-        raise ClipRejected("loader", "undecodable", f"{key}.{member}: {error}") from error
-
-
-def array_view(data: memoryview) -> np.ndarray:
-    """The array of a .npy file over the file's own bytes; ValueError for anything else, pickled objects too."""
-    head = io.BytesIO(data[:10_000])
-    version = np.lib.format.read_magic(head)
-    if version == (1, 0):
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
-    elif version == (2, 0):
-        shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(head)
-    else:
-        raise ValueError(f".npy version {version}")
-    if dtype.hasobject:
-        raise ValueError("an array of objects, which only unpickling could read")
-    flat = np.frombuffer(data, dtype=dtype, count=int(np.prod(shape, dtype=np.int64)), offset=head.tell())
-    return flat.reshape(shape, order="F" if is_fortran else "C")

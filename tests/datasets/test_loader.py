@@ -24,7 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worldline.datasets.byte_ranges import ByteRange, RangeReader
-from worldline.datasets.loader import Loader, LoaderConfig, array_view
+from worldline.datasets.loader import Loader, LoaderConfig
+from worldline.datasets.member_content import array_view
 from worldline.datasets.sample_order import OrderConfig, SampleOrder
 from worldline.datasets.schema import ClipRejected
 from worldline.datasets.shard_format import (
