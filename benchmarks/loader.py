@@ -32,6 +32,7 @@ from benchmarks.loader_systems import (
     SYSTEMS,
     measure,
     read_webdataset,
+    webdataset_dataset,
     write_litdata,
     write_streaming,
     write_tars,
@@ -113,7 +114,7 @@ def shuffle_rows(folder: Path) -> list[dict[str, Any]]:
             count, OrderConfig(seed=SEED, window=100, windows_mixed=16)
         ).samples(np.arange(count)),
         "webdataset, shards and a buffer of 1000": np.array(
-            [facts["number"] for facts, _ in read_webdataset("small", folder)]
+            [facts["number"] for facts, _ in read_webdataset("small", webdataset_dataset("small", folder))]
         ),
         "stored order": np.arange(count),
     }

@@ -12,40 +12,42 @@ which is again a pure function: a run with a broken shard can be repeated too.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from isal.isal_zlib import crc32
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from worldline.datasets.byte_ranges import ByteRange, RangeReader, is_remote
+from worldline.datasets.byte_ranges import is_remote
 from worldline.datasets.member_content import member_content
+from worldline.datasets.sample_bytes import Fetched, ReadAhead, Record, SampleBytes
 from worldline.datasets.sample_order import OrderConfig, SampleOrder
 from worldline.datasets.schema import ClipRejected
 from worldline.datasets.shard_format import MEMBERS
-from worldline.datasets.shard_index import Selection, members_of, shard_location
+from worldline.datasets.shard_index import Selection, shard_location
 
 logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
-Record = tuple[Any, ...]
-"""One of shard_index.RECORD as plain numbers."""
+Batch = list[tuple[int, Record]]
+"""Stream positions and what the order puts there."""
 
 _STATE_VERSION = 1
 _BATCHES_PER_LOOKUP = 32
 """Batches whose sample numbers are worked out in one go: array operations cost the same for one as for a thousand."""
-_MERGE_GAP_BYTES = 4096
-"""Members nearer than this are read in one go: the gap is a tar header and padding."""
+_READ_THREADS = 3
+_MIN_AHEAD_BYTES = 1 << 18
+"""Handing smaller samples from thread to thread costs more than reading them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,9 @@ class LoaderConfig:
     """Processes of this rank that read and decode; 0: this process."""
     prefetch_batches: int = 2
     """Batches a worker makes ahead."""
+    read_ahead: int = 4
+    """Samples, of a quarter of a megabyte and more on local disks, that threads read and check while this process
+    decodes or hands out those before them; 0: none."""
     pin_memory: bool = False
     """Copy batches of tensors to pinned memory; without a GPU it does nothing."""
     epochs: int | None = None
@@ -89,8 +94,11 @@ class LoaderConfig:
             )
         if unknown := set(self.members) - set(MEMBERS):
             raise ValueError(f"members {sorted(unknown)}: known are {', '.join(MEMBERS)}")
-        if self.num_workers < 0 or self.prefetch_batches < 1 or self.max_replacements < 1:
-            raise ValueError("num_workers, prefetch_batches and max_replacements count things")
+        if (
+            min(self.num_workers, self.read_ahead) < 0
+            or min(self.prefetch_batches, self.max_replacements) < 1
+        ):
+            raise ValueError("num_workers, read_ahead, prefetch_batches and max_replacements count things")
         if not 0 <= self.max_replaced_share <= 1 or (self.epochs is not None and self.epochs < 1):
             raise ValueError("max_replaced_share must be within 0 and 1, epochs at least 1")
 
@@ -176,8 +184,8 @@ class Loader:
 
     def samples(self) -> Iterator[Any]:
         """This rank's samples one by one in this process: the source of a `webdataset.DataPipeline`."""
-        for samples in _Batches(self._selection, self._config, self._steps, None, self._position).lazily():
-            yield from samples
+        batches = _Batches(self._selection, self._config, self._steps, None, self._position)
+        yield from batches.samples(collections.deque())
 
 
 def share_of(count: int, rank: int, world_size: int) -> range:
@@ -205,25 +213,33 @@ class _Batches(IterableDataset):
         self._collate = collate or list
 
     def __iter__(self) -> Iterator[Any]:
-        for samples in self.lazily():
-            yield self._collate(list(samples))
+        lengths: collections.deque[int] = collections.deque()
+        samples = self.samples(lengths)
+        for first in samples:
+            yield self._collate([first, *itertools.islice(samples, lengths.popleft() - 1)])
 
-    def lazily(self) -> Iterator[Iterator[Any]]:
-        """Each batch as an iterator that makes its samples as they are asked for."""
+    def samples(self, lengths: collections.deque[int]) -> Iterator[Any]:
+        """Batch after batch, one by one, each made when it is asked for; appends how many make each batch."""
+        reader = SampleReader(self._selection, self._config, self._steps)
+        return reader.read(self._batches(reader, lengths))
+
+    def _batches(self, reader: SampleReader, lengths: collections.deque[int]) -> Iterator[Batch]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        reader = SampleReader(self._selection, self._config, self._steps)
         for block in itertools.count():
             batches = [
                 self._positions(first + (block * _BATCHES_PER_LOOKUP + k) * stride)
                 for k in range(_BATCHES_PER_LOOKUP)
             ]
-            lengths = [len(positions) for positions in batches]
-            numbers = np.split(reader.numbers_at(np.concatenate(batches)), np.cumsum(lengths)[:-1])
-            for positions, chosen in zip(batches, numbers, strict=True):
+            records = self._selection.records[reader.numbers_at(np.concatenate(batches))].tolist()
+            start = 0
+            for positions in batches:
                 if len(positions) == 0:
                     return
-                yield reader.read(positions, chosen)
+                lengths.append(len(positions))
+                end = start + len(positions)
+                yield list(zip(positions.tolist(), records[start:end], strict=True))
+                start = end
 
     def _positions(self, batch_idx: int) -> np.ndarray:
         """Stream positions of this rank's share of a batch; empty behind the end."""
@@ -244,29 +260,55 @@ class SampleReader:
     ) -> None:
         self._selection, self._config, self._steps = selection, config, steps
         self._order = SampleOrder(len(selection), config.order, selection.cumulative_weight)
-        self._ranges = RangeReader()
+        self._source = self._make_source()
         self._num_read, self._num_replaced = 0, 0
+
+    def _make_source(self) -> SampleBytes:
+        config = self._config
+        return SampleBytes(self._selection.location, config.members, check=config.check_bytes)
 
     def numbers_at(self, positions: np.ndarray) -> np.ndarray:
         """The samples that the order puts at stream positions."""
         return self._order.samples(positions)
 
-    def read(self, positions: np.ndarray, numbers: np.ndarray) -> Iterator[Any]:
+    def read(self, batches: Iterator[Batch]) -> Iterator[Any]:
         """One sample a position, made when it is asked for.
 
         Raises OSError, and RuntimeError where too many samples cannot be used.
         """
-        records = self._selection.records[numbers].tolist()
-        fetched: Iterable[dict[str, memoryview] | ClipRejected]
-        if is_remote(self._selection.location):
-            fetched = self._fetch(records)
-        else:
-            # One by one: what a step leaves of a sample is small, and its bytes then lie where the last one's lay.
-            fetched = (self._fetch([record])[0] for record in records)
-        for position, record, parts in zip(positions.tolist(), records, fetched, strict=True):
+        for (position, record), parts in self._fetched(batches):
             yield self._sample(position, record, parts)
+        self._source.close()
 
-    def _sample(self, position: int, record: Record, parts: dict[str, memoryview] | ClipRejected) -> Any:
+    def _fetched(self, batches: Iterator[Batch]) -> Iterator[tuple[tuple[int, Record], Fetched]]:
+        if is_remote(self._selection.location):
+            for batch in batches:
+                yield from zip(batch, self._source.fetch([record for _, record in batch]), strict=True)
+            return
+        # One by one: what a step leaves of a sample is small, and its bytes then lie where the last one's lay.
+        one_by_one = itertools.chain.from_iterable(batches)
+        if self._config.read_ahead == 0:
+            yield from ((item, self._source.fetch_one(item[1])) for item in one_by_one)
+            return
+        threads = ReadAhead(self._make_source, min(_READ_THREADS, self._config.read_ahead))
+        waiting: collections.deque[tuple[int, Record]] = collections.deque()
+        try:
+            for item in one_by_one:
+                if self._source.size(item[1]) >= _MIN_AHEAD_BYTES:
+                    threads.put(item[1])
+                    waiting.append(item)
+                    if len(waiting) > self._config.read_ahead:
+                        yield waiting.popleft(), threads.get()
+                    continue
+                while waiting:
+                    yield waiting.popleft(), threads.get()
+                yield item, self._source.fetch_one(item[1])
+            while waiting:
+                yield waiting.popleft(), threads.get()
+        finally:
+            threads.close()
+
+    def _sample(self, position: int, record: Record, parts: Fetched) -> Any:
         self._num_read += 1
         replaced: list[str] = []
         reasons: set[str] = set()
@@ -281,7 +323,7 @@ class SampleReader:
                 reasons.add(str(rejection))
                 self._record(position, shard, key, rejection)
                 record = self._selection.records[self._order.replacement(position, attempt)].item()
-                parts = self._fetch([record])[0]
+                parts = self._source.fetch_one(record)
         raise RuntimeError(
             f"position {position}: none of {sorted(set(replaced))} can be used: {'; '.join(sorted(reasons))}"
         )
@@ -302,30 +344,6 @@ class SampleReader:
             sample = step(sample)
         return sample
 
-    def _fetch(self, records: list[Record]) -> list[dict[str, memoryview] | ClipRejected]:
-        """The checked members of samples, all their ranges asked for at once."""
-        wanted: list[ByteRange] = []
-        plans: list[list[tuple[int, str, int, int, int]]] = []
-        missing: dict[int, ClipRejected] = {}
-        for k, record in enumerate(records):
-            location = shard_location(self._selection.location, record[1])
-            plan: list[tuple[int, str, int, int, int]] = []
-            for member, offset, size, stated in members_of(record):
-                if member not in self._config.members:
-                    continue
-                last = wanted[-1] if plan else None
-                if last is not None and 0 <= offset - (last.start + last.size) <= _MERGE_GAP_BYTES:
-                    wanted[-1] = ByteRange(location, last.start, offset + size - last.start)
-                else:
-                    wanted.append(ByteRange(location, offset, size))
-                plan.append((len(wanted) - 1, member, offset, size, stated))
-            plans.append(plan)
-            if absent := set(self._config.members) - {member for _, member, *_ in plan}:
-                missing[k] = ClipRejected("loader", "member_missing", ", ".join(sorted(absent)))
-        found = self._ranges.read(wanted)
-        check = self._config.check_bytes
-        return [missing.get(k) or _checked(plan, wanted, found, check) for k, plan in enumerate(plans)]
-
     def _record(self, position: int, shard: int, key: str, rejection: ClipRejected) -> None:
         """Logs a replaced sample, and stops where there are too many."""
         self._num_replaced += 1
@@ -341,22 +359,3 @@ class SampleReader:
             raise RuntimeError(
                 f"{share:.1%} of {self._num_read} samples could not be used; last: {rejection}"
             )
-
-
-def _checked(
-    plan: list[tuple[int, str, int, int, int]],
-    wanted: list[ByteRange],
-    found: list[memoryview | ClipRejected],
-    check: bool,
-) -> dict[str, memoryview] | ClipRejected:
-    parts: dict[str, memoryview] = {}
-    for at, member, offset, size, stated in plan:
-        data = found[at]
-        if isinstance(data, ClipRejected):
-            return data
-        part = data[offset - wanted[at].start :][:size]
-        if check and crc32(part) != stated:
-            detail = f"{wanted[at].location}: .{member} at byte {offset}"
-            return ClipRejected("loader", "checksum", detail)
-        parts[member] = part
-    return parts

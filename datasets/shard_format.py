@@ -250,9 +250,10 @@ def row_from_json(data: bytes) -> dict[str, Any]:
     columns = pydantic_core.from_json(data, allow_inf_nan=False)
     if not isinstance(columns, dict) or not isinstance(columns.get("clip_id"), str):
         raise ValueError("not the JSON of a clip")
-    for name in ("world_from_cam", "fxfycxcy_px", "sigma_translation", "sigma_rotation_rad"):
-        if columns.get(name) is not None and b"null" in data:
-            columns[name] = [math.nan if value is None else value for value in columns[name]]
+    if b"null" in data:
+        for name in ("world_from_cam", "fxfycxcy_px", "sigma_translation", "sigma_rotation_rad"):
+            if columns.get(name) is not None:
+                columns[name] = [math.nan if value is None else value for value in columns[name]]
     return columns
 
 
