@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import gc
 import http.server
 import itertools
 import json
@@ -23,6 +25,7 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from worldline.datasets.buffer_pool import BufferPool
 from worldline.datasets.byte_ranges import ByteRange, RangeReader
 from worldline.datasets.loader import Loader, LoaderConfig
 from worldline.datasets.member_content import array_view
@@ -237,8 +240,6 @@ def broken(tmp_path: Path, ragged: Selection) -> Path:
 
 
 def run_damaged(root: Path, ragged: Selection, tmp_path: Path, **more):
-    import dataclasses
-
     selection = dataclasses.replace(ragged, location=str(root))
     quarantine = tmp_path / "quarantine"
     shutil.rmtree(quarantine, ignore_errors=True)
@@ -288,6 +289,76 @@ def test_a_broken_sample_is_recorded_and_replaced_by_the_rule(tmp_path, ragged, 
     again, other_lines = run_damaged(root, ragged, tmp_path, num_workers=2)
     assert [pickle.dumps(s) for s in again] == [pickle.dumps(s) for s in samples]
     assert other_lines == lines
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Selection:
+    """Samples of 320 KB: large enough for threads to read ahead."""
+    return ragged_shards(tmp_path_factory.mktemp("large"), [5, 1, 3], latent_values=80_000)
+
+
+@pytest.mark.parametrize("read_ahead", [1, 2, 4, 7])
+def test_reading_ahead_changes_nothing(large, read_ahead) -> None:
+    expected = take(Loader(large, config(read_ahead=0)), 6)
+    assert take(Loader(large, config(read_ahead=read_ahead)), 6) == expected
+    assert take(Loader(large, config(read_ahead=read_ahead, num_workers=2)), 6) == expected
+    short = config(read_ahead=read_ahead, epochs=1)
+    assert [len(batch) for batch in Loader(large, dataclasses.replace(short, global_batch=4))] == [4, 4, 1]
+    numbers = [s["json"]["number"] for s in Loader(large, short).samples()]
+    assert numbers == SampleOrder(9, OrderConfig()).samples(np.arange(9)).tolist()
+
+
+@pytest.mark.parametrize("read_ahead", [0, 4])
+def test_any_flipped_bit_is_found_before_the_sample_is_handed_out(tmp_path, large, read_ahead) -> None:
+    root = broken(tmp_path, large)
+    selection = dataclasses.replace(large, location=str(root))
+    path = ShardDir(root).tar(0)
+    whole = path.read_bytes()
+    record = large.records[2]
+    first, size = int(record["latent.npy_offset"]), int(record["latent.npy_size"])
+    for at, bit in ((first, 0), (first + 127, 3), (first + size // 2, 7), (first + size - 1, 5)):
+        data = bytearray(whole)
+        data[at] ^= 1 << bit
+        path.write_bytes(data)
+        samples = list(Loader(selection, config(epochs=1, read_ahead=read_ahead)).samples())
+        assert [s for s in samples if s["json"]["number"] == 2] == []
+        assert [s["__replaces__"] for s in samples if "__replaces__" in s] != []
+
+
+def test_trouble_in_a_reading_thread_is_raised_where_the_sample_is_due(tmp_path, large) -> None:
+    root = broken(tmp_path, large)
+    path = ShardDir(root).tar(1)  # sample 5
+    path.unlink()
+    path.mkdir()
+    order = SampleOrder(9, OrderConfig()).samples(np.arange(9)).tolist()
+    samples = Loader(selection_of(str(root), large.records), config()).samples()
+    before = order[: order.index(5)]
+    assert [next(samples)["json"]["number"] for _ in before] == before
+    with pytest.raises(IsADirectoryError):
+        next(samples)
+
+
+def test_memory_in_use_is_not_used_again(large) -> None:
+    """Everything ever handed out stays what it was, and what was let go is taken again."""
+    samples = list(itertools.islice(Loader(large, config()).samples(), 30))
+    for sample in samples:
+        assert sample["latent.npy"].flags.writeable
+        np.testing.assert_array_equal(sample["latent.npy"], sample["json"]["number"])
+    pool = BufferPool()
+    first = pool.take(300_000)
+    address = np.frombuffer(first, np.uint8).ctypes.data
+    views = [
+        np.frombuffer(first[1000:], np.uint8)[5:].reshape(-1, 5)[::2],
+        torch.from_numpy(np.frombuffer(first, np.uint8))[7:],
+        memoryview(first)[3:9],
+    ]
+    del first
+    while views:
+        assert np.frombuffer(pool.take(300_000), np.uint8).ctypes.data != address
+        views.pop(0)
+    gc.collect()
+    again = [np.frombuffer(pool.take(290_000), np.uint8).ctypes.data for _ in range(3)]
+    assert address in again
 
 
 def test_a_transform_may_refuse_a_sample(ragged) -> None:
