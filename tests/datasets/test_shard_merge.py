@@ -67,7 +67,9 @@ def files(folder: Path) -> dict[str, bytes]:
     """Everything but journals and stamps, which name times, and what a killed process had begun to write."""
     kept = ("shards", "parts", "plan", "index", "index.json")
     found = [path for name in kept for path in (folder / name).rglob("*") or []]
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found if p.is_file() and p.suffix != ".tmp"}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in found if p.is_file() and p.suffix != ".tmp"
+    }
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
