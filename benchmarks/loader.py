@@ -186,10 +186,14 @@ TITLES = {
 }
 
 NOTES = """
-One process, no workers, files in the page cache; the median of the rounds, which are taken turn about. "tar" is
-Python's tarfile handing over raw bytes (decoded frames for video), unparsed: the rate that the files can give. All
-others hand over parsed cameras and the array or decoded frames, in shuffled order; the same decoder serves all.
-worldline checks every byte against the index (CRC-32) on the way.
+One process, no worker processes, files in the page cache; whole epochs after one that warms up, the median of the
+rounds, which are taken turn about. "tar" is Python's tarfile handing over raw bytes (decoded frames for video)
+in stored order, unparsed: the rate that the files can give. All others hand over parsed cameras and the array or decoded
+frames, in shuffled order and one sample at a time; the same decoder serves all. worldline checks every byte against the
+index (CRC-32) on the way; "batches of 8" holds eight samples at a time, of which two batches are alive, as training does.
+
+worldline reads latents in threads ahead of their use, so its wall rate uses a second core where one is free; the column of
+CPU seconds has what it costs in all. MosaicML Streaming and LitData have threads of their own.
 
 Resuming: worldline at step 10^6; MosaicML Streaming and LitData at three quarters of their first epoch, from a state;
 tar and WebDataset keep no state and have to read up to there, in time that grows with the position.

@@ -132,7 +132,7 @@ def decode_video(data: bytes, first: int = 0, count: int | None = None, stride: 
                         raise ClipRejected(
                             "video", "does_not_decode", "more frames, or of another size, than said"
                         )
-                    images[done] = _rgb(reformatter.reformat(frame, format="rgb24"))
+                    images[done] = reformatter.reformat(frame, format="rgb24").to_ndarray()
                     done += 1
                 if wanted_last is not None and index >= wanted_last:
                     break
@@ -150,13 +150,6 @@ def _room_for(num_frames: int, frame: av.VideoFrame, data: bytes) -> np.ndarray:
         detail = f"says to hold {num_frames} frames in {len(data)} bytes"
         raise ClipRejected("video", "does_not_decode", detail)
     return np.empty((num_frames, frame.height, frame.width, 3), dtype=np.uint8)
-
-
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    """[height, width, 3] uint8 over the frame's own memory, whose lines may end in padding."""
-    plane = frame.planes[0]
-    lines = np.frombuffer(plane, dtype=np.uint8).reshape(frame.height, plane.line_size)
-    return lines[:, : frame.width * 3].reshape(frame.height, frame.width, 3)
 
 
 @dataclass(frozen=True, slots=True)
