@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 SYSTEMS = (
-    *("tar", "worldline", "worldline unchecked", "worldline, batches of 8"),
+    *("tar", "worldline", "worldline unchecked", "worldline, mapped", "worldline, batches of 8"),
     *("webdataset", "streaming", "litdata"),
 )
 PEERS = ("streaming", "litdata")
@@ -185,20 +185,18 @@ def read_tar(kind: str, folder: Path) -> Iterator[Any]:
                 yield decode(kind, data) if kind == "video" else data
 
 
-def our_loader(kind: str, folder: Path, *, check_bytes: bool = True) -> Any:
+def our_loader(kind: str, folder: Path, **more: Any) -> Any:
     from worldline.datasets.loader import Loader, LoaderConfig
     from worldline.datasets.sample_order import OrderConfig
     from worldline.datasets.shard_index import Selection
 
     members = ("json",) if kind == "small" else ("json", SUFFIX[kind])
-    config = LoaderConfig(
-        global_batch=8, members=members, order=OrderConfig(seed=SEED), check_bytes=check_bytes
-    )
+    config = LoaderConfig(global_batch=8, members=members, order=OrderConfig(seed=SEED), **more)
     return Loader(Selection.load(folder / "selection", str(folder)), config)
 
 
-def read_worldline(kind: str, folder: Path, *, check_bytes: bool = True) -> Iterator[Any]:
-    for sample in our_loader(kind, folder, check_bytes=check_bytes).samples():
+def read_worldline(kind: str, folder: Path, **more: Any) -> Iterator[Any]:
+    for sample in our_loader(kind, folder, **more).samples():
         yield decode(kind, sample["mp4"]) if kind == "video" else sample
 
 
@@ -258,6 +256,7 @@ READERS: dict[str, Callable[[str, Path], Iterator[Any]]] = {
     "tar": _again(read_tar, lambda _, folder: folder),
     "worldline": read_worldline,
     "worldline unchecked": functools.partial(read_worldline, check_bytes=False),
+    "worldline, mapped": functools.partial(read_worldline, map_files=True, read_ahead=0),
     "worldline, batches of 8": read_batches,
     "webdataset": _again(read_webdataset, webdataset_dataset),
     "streaming": _again(read_streaming, streaming_dataset),

@@ -25,9 +25,9 @@ _MERGE_GAP_BYTES = 4096
 class SampleBytes:
     """Reads from one shard folder. For one thread."""
 
-    def __init__(self, location: str, members: tuple[str, ...], *, check: bool) -> None:
+    def __init__(self, location: str, members: tuple[str, ...], *, check: bool, is_mapped: bool) -> None:
         self._location, self._members, self._check = location, frozenset(members), check
-        self._ranges = RangeReader()
+        self._ranges = RangeReader(is_mapped=is_mapped)
         names = RECORD.names or ()
         self._size_columns = [names.index(f"{member}_size") for member in members]
 

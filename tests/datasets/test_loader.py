@@ -8,6 +8,7 @@ import gc
 import http.server
 import itertools
 import json
+import os
 import pickle
 import shutil
 import threading
@@ -250,14 +251,17 @@ def run_damaged(root: Path, ragged: Selection, tmp_path: Path, **more):
     return samples, sorted(lines, key=lambda line: (line["position"], line["clip_id"]))
 
 
-@pytest.mark.parametrize("damage", ["missing", "torn", "flipped", "other member"])
-def test_a_broken_sample_is_recorded_and_replaced_by_the_rule(tmp_path, ragged, damage) -> None:
+@pytest.mark.parametrize("map_files", [False, True])
+@pytest.mark.parametrize("damage", ["missing", "empty", "torn", "flipped", "other member"])
+def test_a_broken_sample_is_recorded_and_replaced_by_the_rule(tmp_path, ragged, damage, map_files) -> None:
     root = broken(tmp_path, ragged)
     path = ShardDir(root).tar(2)  # samples 6 ... 14
     data = bytearray(path.read_bytes())
     bad = set(range(6, 15))
     if damage == "missing":
         path.unlink()
+    elif damage == "empty":
+        path.write_bytes(b"")
     elif damage == "torn":
         path.write_bytes(data[: len(data) // 2])
         ends = ragged.records["latent.npy_offset"] + ragged.records["latent.npy_size"]
@@ -270,7 +274,7 @@ def test_a_broken_sample_is_recorded_and_replaced_by_the_rule(tmp_path, ragged, 
         else:
             bad = {8}
         path.write_bytes(data)
-    samples, lines = run_damaged(root, ragged, tmp_path)
+    samples, lines = run_damaged(root, ragged, tmp_path, map_files=map_files)
     order = SampleOrder(37, OrderConfig())
     planned = order.samples(np.arange(72)).tolist()
     assert {line["position"] for line in lines} == {p for p, n in enumerate(planned) if n in bad}
@@ -286,7 +290,7 @@ def test_a_broken_sample_is_recorded_and_replaced_by_the_rule(tmp_path, ragged, 
             assert sample["json"]["number"] == number
             assert "__replaces__" not in sample
     # The same on other workers: damage does not spoil exactness.
-    again, other_lines = run_damaged(root, ragged, tmp_path, num_workers=2)
+    again, other_lines = run_damaged(root, ragged, tmp_path, num_workers=2, map_files=map_files)
     assert [pickle.dumps(s) for s in again] == [pickle.dumps(s) for s in samples]
     assert other_lines == lines
 
@@ -308,8 +312,12 @@ def test_reading_ahead_changes_nothing(large, read_ahead) -> None:
     assert numbers == SampleOrder(9, OrderConfig()).samples(np.arange(9)).tolist()
 
 
+@pytest.mark.parametrize("map_files", [False, True])
 @pytest.mark.parametrize("read_ahead", [0, 4])
-def test_any_flipped_bit_is_found_before_the_sample_is_handed_out(tmp_path, large, read_ahead) -> None:
+def test_any_flipped_bit_is_found_before_the_sample_is_handed_out(
+    tmp_path, large, read_ahead, map_files
+) -> None:
+    reading = config(epochs=1, read_ahead=read_ahead, map_files=map_files)
     root = broken(tmp_path, large)
     selection = dataclasses.replace(large, location=str(root))
     path = ShardDir(root).tar(0)
@@ -320,9 +328,33 @@ def test_any_flipped_bit_is_found_before_the_sample_is_handed_out(tmp_path, larg
         data = bytearray(whole)
         data[at] ^= 1 << bit
         path.write_bytes(data)
-        samples = list(Loader(selection, config(epochs=1, read_ahead=read_ahead)).samples())
+        samples = list(Loader(selection, reading).samples())
         assert [s for s in samples if s["json"]["number"] == 2] == []
         assert [s["__replaces__"] for s in samples if "__replaces__" in s] != []
+
+
+def test_mapped_files_give_the_same_and_a_file_cut_short_meanwhile_is_noticed(tmp_path, large) -> None:
+    root = broken(tmp_path, large)
+    selection = selection_of(str(root), large.records)
+    copied, mapped = (Loader(selection, config(map_files=is_mapped)).samples() for is_mapped in (False, True))
+    kept = []
+    for one, other in itertools.islice(zip(copied, mapped, strict=True), 30):
+        assert not other["latent.npy"].flags.writeable
+        assert pickle.dumps(one["latent.npy"]) == pickle.dumps(other["latent.npy"].copy())
+        assert one["json"] == other["json"]
+        kept.append(other)
+    path = ShardDir(root).tar(2)  # samples 6, 7, 8
+    reader = RangeReader(is_mapped=True)
+    size = path.stat().st_size
+    (before,) = reader.read([ByteRange(str(path), size - 9000, 9000)])
+    assert bytes(before) == path.read_bytes()[-9000:]
+    del before
+    os.truncate(path, size - 5000)
+    (after,) = reader.read([ByteRange(str(path), size - 9000, 9000)])
+    assert "4000 of 9000 bytes" in str(after)
+    reader.close()
+    with pytest.raises(ValueError, match="local"):
+        next(Loader(selection_of("http://x/y", large.records), config(map_files=True)).samples())
 
 
 def test_trouble_in_a_reading_thread_is_raised_where_the_sample_is_due(tmp_path, large) -> None:
