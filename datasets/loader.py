@@ -192,7 +192,7 @@ class Loader:
     def samples(self) -> Iterator[Any]:
         """This rank's samples one by one in this process: the source of a `webdataset.DataPipeline`."""
         batches = _Batches(self._selection, self._config, self._steps, None, self._position)
-        yield from batches.samples(collections.deque())
+        yield from batches.samples(collections.deque(maxlen=0))
 
 
 def share_of(count: int, rank: int, world_size: int) -> range:
@@ -286,9 +286,11 @@ class SampleReader:
 
         Raises OSError, and RuntimeError where too many samples cannot be used.
         """
-        for (position, record), parts in self._fetched(batches):
-            yield self._sample(position, record, parts)
-        self._source.close()
+        try:
+            for (position, record), parts in self._fetched(batches):
+                yield self._sample(position, record, parts)
+        finally:
+            self._source.close()
 
     def _fetched(self, batches: Iterator[Batch]) -> Iterator[tuple[tuple[int, Record], Fetched]]:
         if is_remote(self._selection.location):

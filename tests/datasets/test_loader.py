@@ -18,6 +18,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -368,6 +369,27 @@ def test_trouble_in_a_reading_thread_is_raised_where_the_sample_is_due(tmp_path,
     assert [next(samples)["json"]["number"] for _ in before] == before
     with pytest.raises(IsADirectoryError):
         next(samples)
+
+
+@pytest.mark.parametrize("map_files", [False, True])
+def test_an_iterator_that_is_dropped_leaves_no_file_or_thread(large, map_files) -> None:
+    def held() -> tuple[int, int]:
+        gc.collect()
+        reading = [t for t in threading.enumerate() if t.name == "worldline-read"]
+        for thread in reading:
+            thread.join(timeout=10)
+        files = [file.path for file in psutil.Process().open_files() if file.path.endswith(".tar")]
+        return len(files), sum(t.is_alive() for t in reading)
+
+    for _ in range(3):
+        samples = Loader(large, config(map_files=map_files)).samples()
+        assert [next(samples)["__position__"] for _ in range(5)] == list(range(5))
+        del samples
+        batches = iter(Loader(large, config(map_files=map_files)))
+        next(batches)
+        batches.close()
+        del batches
+    assert held() == (0, 0)
 
 
 def test_memory_in_use_is_not_used_again(large) -> None:
