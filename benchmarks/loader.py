@@ -173,8 +173,14 @@ def main(config: BenchmarkConfig) -> int:
         tables["Stopped and gone on with on other ranks"] = elastic_rows(folders["small", "tar"])
         tables["Shuffling"] = shuffle_rows(folders["small", "tar"])
     command = "python -m benchmarks.loader --peers-python PEERS/bin/python"
+    load = f"Load over the last five minutes: {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores.\n"
     write_report(
-        "loader", "The loader beside others", command, tables, NOTES, packages=("webdataset", "pyarrow")
+        "loader",
+        "The loader beside others",
+        command,
+        tables,
+        f"{NOTES}\n{load}",
+        packages=("webdataset", "pyarrow"),
     )
     return 0
 
