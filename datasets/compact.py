@@ -1,8 +1,9 @@
 """`worldline compact`: a dataset or shard folder in, the same folder without what nothing reads any more out.
 
 Dataset: units and sidecars of superseded configurations, and the journals of finished jobs merged into one that
-states each living unit once. Shards: members of clips that a newer shard holds with a newer annotation. The tables'
-rows and every loader's samples stay as they are.
+states each living unit once. Shards: members of clips that a newer shard holds with a newer annotation; small shards are
+merged into full ones. The tables' rows and the samples stay as they are, but clips of merged shards have other
+places: selections made before are to be made again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import worldline
 from worldline.datasets.commit_log import CommitLog, read_unit, replace_file
 from worldline.datasets.dataset_dir import DatasetDir
 from worldline.datasets.shard_format import ShardDir
-from worldline.datasets.shard_index import assemble_index, groups
+from worldline.datasets.shard_merge import finish_merges, plan_merges
 from worldline.datasets.shard_rewrite import drop_members, part_rows, placed, shard_numbers
 from worldline.datasets.table import assemble_bucket
 
@@ -30,10 +31,10 @@ _QUIET_S = 3600.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompactConfig:
-    """Remove superseded units, merge journals, take superseded clips out of shards."""
+    """Remove superseded units, merge journals, take superseded clips out of shards, merge small shards."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder of `worldline annotate` or `worldline shard`; no other job may be writing there."""
+    """Folder of `worldline annotate` or `worldline shard`; no other job may be writing there or training from it."""
 
 
 def compact(folder: Path, *, quiet_s: float = _QUIET_S) -> dict[str, int]:
@@ -106,21 +107,23 @@ def _merge_journals(root: Path, quiet_s: float) -> int:
 
 
 def _compact_shards(shards: ShardDir) -> dict[str, int]:
-    newest: dict[str, int] = {}
-    for number in shard_numbers(shards):
-        for clip_id in placed(part_rows(shards, number) or []):
-            newest[clip_id] = max(number, newest.get(clip_id, -1))
     count, size_bytes = 0, 0
     with contextlib.closing(CommitLog(shards.root, "compact")) as log:
+        finish_merges(shards, log)  # what an earlier run left
+        newest: dict[str, int] = {}
+        for number in shard_numbers(shards):
+            for clip_id in placed(part_rows(shards, number) or []):
+                newest[clip_id] = max(number, newest.get(clip_id, -1))
         for number in shard_numbers(shards):
             old = [clip for clip in placed(part_rows(shards, number) or []) if newest[clip] > number]
             if old:
                 count += len(old)
                 reason = "superseded: a newer shard holds the clip"
                 size_bytes += drop_members(shards, number, dict.fromkeys(old, reason), log)
-    for group in groups(shards):
-        assemble_index(shards, group)
-    return {"clips": count, "bytes": size_bytes}
+        before = len(shards.parts())
+        plan_merges(shards)
+        size_bytes += finish_merges(shards, log)
+    return {"clips": count, "shards": before - len(shards.parts()), "bytes": size_bytes}
 
 
 def main(config: CompactConfig) -> int:

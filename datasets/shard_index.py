@@ -33,7 +33,7 @@ from worldline.datasets.shard_format import (
     shard_name,
     shard_number,
 )
-from worldline.datasets.shard_plan import query
+from worldline.datasets.shard_plan import merge_state, query
 
 RECORD = np.dtype(
     [
@@ -53,14 +53,13 @@ RECORD = np.dtype(
 
 
 def assemble_index(shards: ShardDir, group: int) -> bool:
-    """Brings `index/index-<group>.parquet` up to date with its parts; whether a byte had to change.
+    """Brings `index/index-<group>.parquet` up to date with the parts that count; whether a byte had to change.
 
-    The file goes where no part of the group is left. Raises OSError naming the file.
+    The file goes where none of the group is left. Raises OSError naming the file.
     """
     path = shards.root / "index" / f"index-{group:06d}.parquet"
     stamp = shards.root / "stages" / "index" / f"{group:06d}.json"
-    numbers = range(group * SHARDS_PER_INDEX, (group + 1) * SHARDS_PER_INDEX)
-    parts = [part for number in numbers if (part := shards.part(number)).exists()]
+    parts = parts_of_index(shards, group)
     digest = [[part.name, (state := part.stat()).st_size, state.st_mtime_ns] for part in parts]
     if path.exists() == bool(parts) and stamp.exists() and json.loads(stamp.read_text()) == digest:
         return False
@@ -84,6 +83,13 @@ def assemble_index(shards: ShardDir, group: int) -> bool:
         temporary.unlink(missing_ok=True)
     replace_file(stamp, json.dumps(digest).encode())
     return True
+
+
+def parts_of_index(shards: ShardDir, group: int) -> list[Path]:
+    """The parts whose rows an index file holds: those there are, without shards that were merged into others."""
+    retired = merge_state(shards).retired
+    numbers = range(group * SHARDS_PER_INDEX, (group + 1) * SHARDS_PER_INDEX)
+    return [part for n in numbers if n not in retired and (part := shards.part(n)).exists()]
 
 
 def groups(shards: ShardDir) -> list[int]:

@@ -21,6 +21,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from worldline.datasets.captions import captions_of
+from worldline.datasets.commit_log import parquet_bytes, replace_file
 from worldline.datasets.dataset_dir import DatasetDir
 from worldline.datasets.posed_clip import open_table
 from worldline.datasets.schema import OK, TRAJECTORIES
@@ -34,9 +35,11 @@ PLAN = pa.schema(
         ("video_id", pa.string()),
         ("config_hash", pa.string()),
         ("num_frames", pa.int64()),
+        ("from_shard", pa.int64()),
     ]
 )
-"""`num_frames` is the expected number of written frames."""
+"""`num_frames` is the expected number of written frames; `from_shard` the shard whose clip goes over into this one, null
+where it is cut from its video. Plans of before have no such column."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +75,7 @@ def extend_plan(dataset_dir: Path, shards: ShardDir, config: PlanConfig, fps: fl
                     if filled and filled + frames > config.frames_per_shard:
                         number, filled = number + 1, 0
                     filled += frames
-                    row |= {"shard": number, "num_frames": frames}
+                    row |= {"shard": number, "num_frames": frames, "from_shard": None}
                 writer.write_table(pa.Table.from_pylist(wanted, PLAN), row_group_size=1000)
                 total += len(wanted)
         if total:
@@ -122,7 +125,9 @@ def _next_shard(plans: list[str]) -> int:
 
 
 def planned_shards(shards: ShardDir) -> Iterator[tuple[int, int]]:
-    """(shard number, clips in it) of every pass, ascending."""
+    """(shard number, clips in it) of every pass, ascending; of a merge either the shards it is made of or the one they
+    become, see `MergeState`."""
+    state = merge_state(shards)
     for path in shards.plans():
         numbers = (
             n
@@ -130,7 +135,60 @@ def planned_shards(shards: ShardDir) -> Iterator[tuple[int, int]]:
             for n in batch["shard"].to_pylist()
         )
         for number, group in itertools.groupby(numbers):
-            yield number, sum(1 for _ in group)
+            if number not in state.retired and number not in state.pending:
+                yield number, sum(1 for _ in group)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergeState:
+    """How far planned merges are. A merged shard counts from the moment that its index rows are committed, and the
+    shards it was made of do no longer; should it be lost, they count again and are cut anew."""
+
+    pending: dict[int, list[int]]
+    """Number of a merged shard that is not there -> the shards it is to be made of, ascending."""
+    retired: frozenset[int]
+    """Shards that another has taken the place of; their files may still be there."""
+
+
+def merge_state(shards: ShardDir) -> MergeState:
+    """Read from the plans and from which files are there."""
+    pending: dict[int, list[int]] = {}
+    retired: set[int] = set()
+    # The newest first: a merged shard that was merged again is there in that one.
+    for number, sources in sorted(_merges(shards).items(), reverse=True):
+        # Its sources go after its index rows were written, so where one is gone they were: they can be made again.
+        was_there = shards.tar(number).exists() and not all(shards.part(s).exists() for s in sources)
+        if number in retired or shards.part(number).exists() or was_there:
+            retired.update(sources)
+        else:
+            pending[number] = sources
+    return MergeState(pending=dict(sorted(pending.items())), retired=frozenset(retired))
+
+
+def _merges(shards: ShardDir) -> dict[int, list[int]]:
+    found: dict[int, set[int]] = {}
+    for path in shards.plans():
+        if "from_shard" not in pq.read_schema(path).names:
+            continue
+        chosen = pads.field("from_shard").is_valid()
+        table = pq.read_table(path, columns=["shard", "from_shard"], filters=chosen)
+        for number, source in zip(table["shard"].to_pylist(), table["from_shard"].to_pylist(), strict=True):
+            found.setdefault(number, set()).add(source)
+    return {number: sorted(sources) for number, sources in found.items()}
+
+
+def add_merges(shards: ShardDir, merges: list[list[int]]) -> None:
+    """Plans a shard of all clips of each list of shards, with the next free numbers."""
+    plans = shards.plans()
+    first = _next_shard([str(path) for path in plans])
+    rows = [
+        clip | {"shard": first + k, "from_shard": source}
+        for k, sources in enumerate(merges)
+        for source in sources
+        for clip in clips_of_shard(shards, source)
+    ]
+    path = shards.root / "plan" / f"{len(plans):06d}.parquet"
+    replace_file(path, parquet_bytes(pa.Table.from_pylist(rows, PLAN)))
 
 
 def clips_of_shard(shards: ShardDir, number: int) -> list[dict[str, Any]]:

@@ -47,8 +47,9 @@ def rebuild_part(shards: ShardDir, number: int, log: CommitLog) -> None:
         lost = {name: clip[name] for name in ("clip_id", "video_id", "config_hash")}
         lost |= {"start_s": 0.0, "end_s": 0.0, "tool_version": "", "status": FAILED}
         lost["reason"] = "verify: its outcome was lost with the shard's index rows"
-        rows.append(written.get(clip["clip_id"], lost))
-    _commit(shards, number, rows, log)
+        # Taken out, since a merged shard may have two outcomes of a clip, one of them written.
+        rows.append(written.pop(clip["clip_id"], lost))
+    commit_part(shards, number, rows, log)
 
 
 def drop_members(shards: ShardDir, number: int, reasons: dict[str, str], log: CommitLog) -> int:
@@ -79,16 +80,19 @@ def drop_members(shards: ShardDir, number: int, reasons: dict[str, str], log: Co
         temporary.unlink(missing_ok=True)
     rows = []
     for row in old:
-        if row["clip_id"] in reasons:
+        if row["status"] != OK:
+            rows.append(row)  # Perhaps an earlier outcome of a clip that is written.
+        elif row["clip_id"] in reasons:
             gone = {name: row[name] for name in _IDENTITY}
             rows.append(gone | {"status": REJECTED, "reason": reasons[row["clip_id"]]})
         else:
             rows.append(written.get(row["clip_id"], row))
-    _commit(shards, number, rows, log)
+    commit_part(shards, number, rows, log)
     return before - tar.stat().st_size
 
 
-def _commit(shards: ShardDir, number: int, rows: list[Row], log: CommitLog) -> None:
+def commit_part(shards: ShardDir, number: int, rows: list[Row], log: CommitLog) -> None:
+    """Makes these the shard's index rows."""
     table: pa.Table = table_from_rows(rows, INDEX)
     log.commit(shards.part(number), parquet_bytes(table), stage="shard", **summary_of(rows))
 

@@ -23,9 +23,9 @@ import worldline
 from worldline.datasets.commit_log import CommitLog, broken_units, read_unit
 from worldline.datasets.dataset_dir import DatasetDir
 from worldline.datasets.schema import OK, ClipRejected
-from worldline.datasets.shard_format import MEMBERS, SHARDS_PER_INDEX, ShardDir
-from worldline.datasets.shard_index import assemble_index, groups, write_manifest
-from worldline.datasets.shard_plan import clips_of_shard, planned_shards
+from worldline.datasets.shard_format import MEMBERS, ShardDir
+from worldline.datasets.shard_index import assemble_index, groups, parts_of_index, write_manifest
+from worldline.datasets.shard_plan import clips_of_shard, merge_state, planned_shards
 from worldline.datasets.shard_rewrite import part_rows, placed, rebuild_part
 from worldline.datasets.shards import rows_of_tar
 from worldline.datasets.table import assemble_bucket, is_up_to_date
@@ -82,6 +82,9 @@ def _verify_shards(shards: ShardDir, repair: bool) -> Iterator[Problem]:
             yield from _verify_shard(shards, number, log, repair)
     finally:
         log.close()
+    yield from _unfinished_merges(shards)
+    state = merge_state(shards)
+    planned |= state.retired | state.pending.keys()
     known = {shards.tar(n) for n in planned} | {shards.part(n) for n in planned}
     there = [*(shards.root / "shards").glob("*"), *(shards.root / "parts").glob("*/*")]
     for path in sorted(there):
@@ -91,6 +94,19 @@ def _verify_shards(shards: ShardDir, repair: bool) -> Iterator[Problem]:
         yield from _verify_index(shards, group, repair)
     if repair:
         write_manifest(shards)
+
+
+def _unfinished_merges(shards: ShardDir) -> Iterator[Problem]:
+    state = merge_state(shards)
+    begun = [n for n, sources in state.pending.items() if all(shards.part(s).exists() for s in sources)]
+    left = [n for n in state.retired if shards.tar(n).exists() or shards.part(n).exists()]
+    for number in sorted([*begun, *left]):
+        yield Problem(
+            kind="merge_unfinished",
+            path=f"shards/{shards.tar(number).name}",
+            detail="to be made of smaller ones" if number in begun else "merged into another and still there",
+            remedy="run `worldline compact` again",
+        )
 
 
 def _verify_shard(shards: ShardDir, number: int, log: CommitLog, repair: bool) -> Iterator[Problem]:
@@ -160,7 +176,7 @@ def _same(one: object, other: object) -> bool:
 
 def _verify_index(shards: ShardDir, group: int, repair: bool) -> Iterator[Problem]:
     path = shards.root / "index" / f"index-{group:06d}.parquet"
-    parts = [shards.part(n) for n in range(group * SHARDS_PER_INDEX, (group + 1) * SHARDS_PER_INDEX)]
+    parts = parts_of_index(shards, group)
     expected = [row for part in parts if (table := read_unit(part)) is not None for row in _places(table)]
     table = read_unit(path)
     if table is not None and _places(table) == expected:

@@ -26,6 +26,7 @@ from worldline.datasets.commit_log import CommitLog
 from worldline.datasets.dataset_dir import DatasetDir, PathRecord
 from worldline.datasets.shard_format import ShardDir
 from worldline.datasets.shard_index import assemble_index, groups, write_manifest
+from worldline.datasets.shard_plan import merge_state
 from worldline.datasets.shard_rewrite import drop_members, part_rows, placed, shard_numbers
 from worldline.datasets.table import assemble_bucket
 
@@ -167,6 +168,10 @@ def _from_shards(shards: ShardDir, config: WithdrawConfig) -> Withdrawn:
     clips, size_bytes = 0, 0
     log = CommitLog(shards.root, "delete")
     with contextlib.closing(log):
+        if not config.dry_run:
+            # A merge that a kill left without index rows holds clips too; it is made anew of what stays.
+            for number in merge_state(shards).pending:
+                shards.tar(number).unlink(missing_ok=True)
         for number in shard_numbers(shards):
             rows = part_rows(shards, number)
             if rows is None:

@@ -7,6 +7,7 @@ is one unit of work, and the same command does only what is missing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -17,11 +18,12 @@ from typing import Any
 import tyro
 
 import worldline
-from worldline.datasets.commit_log import replace_file
+from worldline.datasets.commit_log import CommitLog, replace_file
 from worldline.datasets.latents import encode_clip, encode_shard
 from worldline.datasets.schema import ClipRejected
 from worldline.datasets.shard_format import ShardDir
-from worldline.datasets.shard_plan import planned_shards
+from worldline.datasets.shard_merge import finish_merges
+from worldline.datasets.shard_plan import merge_state, planned_shards
 from worldline.ray_jobs.shard_pool import PoolConfig, ShardTally, ShardWorker, finish, run_pool
 
 Row = dict[str, Any]
@@ -130,7 +132,11 @@ def prepare(config: EncodeJobConfig) -> tuple[ShardDir, dict[int, int]]:
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             replace_file(copy, path.read_bytes())
-    return shards, {number: clips for number, clips in planned_shards(shards) if source.tar(number).exists()}
+    # Shards that the source has merged since are merged here too; what was not encoded then is as a merged shard.
+    if merge_state(shards).pending:
+        with contextlib.closing(CommitLog(shards.root, "encode")) as log:
+            finish_merges(shards, log)
+    return shards, {number: clips for number, clips in planned_shards(source) if source.tar(number).exists()}
 
 
 def main(config: EncodeJobConfig) -> int:

@@ -49,7 +49,9 @@ COMMANDS = {
         "worldline.datasets.verify", "VerifyConfig", "check a folder byte for byte, and mend it"
     ),
     "append": Command("worldline.datasets.append", "AppendConfig", "add another dataset folder's work"),
-    "compact": Command("worldline.datasets.compact", "CompactConfig", "remove what is superseded"),
+    "compact": Command(
+        "worldline.datasets.compact", "CompactConfig", "remove what is superseded, merge small shards"
+    ),
     "delete": Command(
         "worldline.datasets.withdraw", "WithdrawConfig", "delete a source or licence, with a log"
     ),

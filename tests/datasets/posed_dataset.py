@@ -108,8 +108,9 @@ def make_shards(dataset: Path, out: Path, **plan: Any) -> Path:
     from worldline.datasets.shards import write_shard
 
     shards, encode = ShardDir(out), EncodeConfig(width=160, height=96)
-    shards.describe({"encode": dataclasses.asdict(encode)})
-    extend_plan(dataset, shards, PlanConfig(**({"frames_per_shard": 60} | plan)), encode.fps)
+    config = PlanConfig(**({"frames_per_shard": 60} | plan))
+    shards.describe({"encode": dataclasses.asdict(encode), "frames_per_shard": config.frames_per_shard})
+    extend_plan(dataset, shards, config, encode.fps)
     log = CommitLog(out)
     for number, _ in planned_shards(shards):
         if not shards.part(number).exists():

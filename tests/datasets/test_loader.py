@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import gc
 import http.server
 import itertools
 import json
+import os
 import pickle
 import shutil
 import threading
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,8 +27,10 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from worldline.datasets.buffer_pool import BufferPool
 from worldline.datasets.byte_ranges import ByteRange, RangeReader
-from worldline.datasets.loader import Loader, LoaderConfig, array_view
+from worldline.datasets.loader import Loader, LoaderConfig
+from worldline.datasets.member_content import array_view
 from worldline.datasets.sample_order import OrderConfig, SampleOrder
 from worldline.datasets.schema import ClipRejected
 from worldline.datasets.shard_format import (
@@ -236,8 +242,6 @@ def broken(tmp_path: Path, ragged: Selection) -> Path:
 
 
 def run_damaged(root: Path, ragged: Selection, tmp_path: Path, **more):
-    import dataclasses
-
     selection = dataclasses.replace(ragged, location=str(root))
     quarantine = tmp_path / "quarantine"
     shutil.rmtree(quarantine, ignore_errors=True)
@@ -248,14 +252,17 @@ def run_damaged(root: Path, ragged: Selection, tmp_path: Path, **more):
     return samples, sorted(lines, key=lambda line: (line["position"], line["clip_id"]))
 
 
-@pytest.mark.parametrize("damage", ["missing", "torn", "flipped", "other member"])
-def test_a_broken_sample_is_recorded_and_replaced_by_the_rule(tmp_path, ragged, damage) -> None:
+@pytest.mark.parametrize("map_files", [False, True])
+@pytest.mark.parametrize("damage", ["missing", "empty", "torn", "flipped", "other member"])
+def test_a_broken_sample_is_recorded_and_replaced_by_the_rule(tmp_path, ragged, damage, map_files) -> None:
     root = broken(tmp_path, ragged)
     path = ShardDir(root).tar(2)  # samples 6 ... 14
     data = bytearray(path.read_bytes())
     bad = set(range(6, 15))
     if damage == "missing":
         path.unlink()
+    elif damage == "empty":
+        path.write_bytes(b"")
     elif damage == "torn":
         path.write_bytes(data[: len(data) // 2])
         ends = ragged.records["latent.npy_offset"] + ragged.records["latent.npy_size"]
@@ -268,7 +275,7 @@ def test_a_broken_sample_is_recorded_and_replaced_by_the_rule(tmp_path, ragged, 
         else:
             bad = {8}
         path.write_bytes(data)
-    samples, lines = run_damaged(root, ragged, tmp_path)
+    samples, lines = run_damaged(root, ragged, tmp_path, map_files=map_files)
     order = SampleOrder(37, OrderConfig())
     planned = order.samples(np.arange(72)).tolist()
     assert {line["position"] for line in lines} == {p for p, n in enumerate(planned) if n in bad}
@@ -284,9 +291,128 @@ def test_a_broken_sample_is_recorded_and_replaced_by_the_rule(tmp_path, ragged, 
             assert sample["json"]["number"] == number
             assert "__replaces__" not in sample
     # The same on other workers: damage does not spoil exactness.
-    again, other_lines = run_damaged(root, ragged, tmp_path, num_workers=2)
+    again, other_lines = run_damaged(root, ragged, tmp_path, num_workers=2, map_files=map_files)
     assert [pickle.dumps(s) for s in again] == [pickle.dumps(s) for s in samples]
     assert other_lines == lines
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Selection:
+    """Samples of 320 KB: large enough for threads to read ahead."""
+    return ragged_shards(tmp_path_factory.mktemp("large"), [5, 1, 3], latent_values=80_000)
+
+
+@pytest.mark.parametrize("read_ahead", [1, 2, 4, 7])
+def test_reading_ahead_changes_nothing(large, read_ahead) -> None:
+    expected = take(Loader(large, config(read_ahead=0)), 6)
+    assert take(Loader(large, config(read_ahead=read_ahead)), 6) == expected
+    assert take(Loader(large, config(read_ahead=read_ahead, num_workers=2)), 6) == expected
+    short = config(read_ahead=read_ahead, epochs=1)
+    assert [len(batch) for batch in Loader(large, dataclasses.replace(short, global_batch=4))] == [4, 4, 1]
+    numbers = [s["json"]["number"] for s in Loader(large, short).samples()]
+    assert numbers == SampleOrder(9, OrderConfig()).samples(np.arange(9)).tolist()
+
+
+@pytest.mark.parametrize("map_files", [False, True])
+@pytest.mark.parametrize("read_ahead", [0, 4])
+def test_any_flipped_bit_is_found_before_the_sample_is_handed_out(
+    tmp_path, large, read_ahead, map_files
+) -> None:
+    reading = config(epochs=1, read_ahead=read_ahead, map_files=map_files)
+    root = broken(tmp_path, large)
+    selection = dataclasses.replace(large, location=str(root))
+    path = ShardDir(root).tar(0)
+    whole = path.read_bytes()
+    record = large.records[2]
+    first, size = int(record["latent.npy_offset"]), int(record["latent.npy_size"])
+    for at, bit in ((first, 0), (first + 127, 3), (first + size // 2, 7), (first + size - 1, 5)):
+        data = bytearray(whole)
+        data[at] ^= 1 << bit
+        path.write_bytes(data)
+        samples = list(Loader(selection, reading).samples())
+        assert [s for s in samples if s["json"]["number"] == 2] == []
+        assert [s["__replaces__"] for s in samples if "__replaces__" in s] != []
+
+
+def test_mapped_files_give_the_same_and_a_file_cut_short_meanwhile_is_noticed(tmp_path, large) -> None:
+    root = broken(tmp_path, large)
+    selection = selection_of(str(root), large.records)
+    copied, mapped = (Loader(selection, config(map_files=is_mapped)).samples() for is_mapped in (False, True))
+    kept = []
+    for one, other in itertools.islice(zip(copied, mapped, strict=True), 30):
+        assert not other["latent.npy"].flags.writeable
+        assert pickle.dumps(one["latent.npy"]) == pickle.dumps(other["latent.npy"].copy())
+        assert one["json"] == other["json"]
+        kept.append(other)
+    path = ShardDir(root).tar(2)  # samples 6, 7, 8
+    reader = RangeReader(is_mapped=True)
+    size = path.stat().st_size
+    (before,) = reader.read([ByteRange(str(path), size - 9000, 9000)])
+    assert bytes(before) == path.read_bytes()[-9000:]
+    del before
+    os.truncate(path, size - 5000)
+    (after,) = reader.read([ByteRange(str(path), size - 9000, 9000)])
+    assert "4000 of 9000 bytes" in str(after)
+    reader.close()
+    with pytest.raises(ValueError, match="local"):
+        next(Loader(selection_of("http://x/y", large.records), config(map_files=True)).samples())
+
+
+def test_trouble_in_a_reading_thread_is_raised_where_the_sample_is_due(tmp_path, large) -> None:
+    root = broken(tmp_path, large)
+    path = ShardDir(root).tar(1)  # sample 5
+    path.unlink()
+    path.mkdir()
+    order = SampleOrder(9, OrderConfig()).samples(np.arange(9)).tolist()
+    samples = Loader(selection_of(str(root), large.records), config()).samples()
+    before = order[: order.index(5)]
+    assert [next(samples)["json"]["number"] for _ in before] == before
+    with pytest.raises(IsADirectoryError):
+        next(samples)
+
+
+@pytest.mark.parametrize("map_files", [False, True])
+def test_an_iterator_that_is_dropped_leaves_no_file_or_thread(large, map_files) -> None:
+    def held() -> tuple[int, int]:
+        gc.collect()
+        reading = [t for t in threading.enumerate() if t.name == "worldline-read"]
+        for thread in reading:
+            thread.join(timeout=10)
+        files = [file.path for file in psutil.Process().open_files() if file.path.endswith(".tar")]
+        return len(files), sum(t.is_alive() for t in reading)
+
+    for _ in range(3):
+        samples = Loader(large, config(map_files=map_files)).samples()
+        assert [next(samples)["__position__"] for _ in range(5)] == list(range(5))
+        del samples
+        batches = iter(Loader(large, config(map_files=map_files)))
+        next(batches)
+        batches.close()
+        del batches
+    assert held() == (0, 0)
+
+
+def test_memory_in_use_is_not_used_again(large) -> None:
+    """Everything ever handed out stays what it was, and what was let go is taken again."""
+    samples = list(itertools.islice(Loader(large, config()).samples(), 30))
+    for sample in samples:
+        assert sample["latent.npy"].flags.writeable
+        np.testing.assert_array_equal(sample["latent.npy"], sample["json"]["number"])
+    pool = BufferPool()
+    first = pool.take(300_000)
+    address = np.frombuffer(first, np.uint8).ctypes.data
+    views = [
+        np.frombuffer(first[1000:], np.uint8)[5:].reshape(-1, 5)[::2],
+        torch.from_numpy(np.frombuffer(first, np.uint8))[7:],
+        memoryview(first)[3:9],
+    ]
+    del first
+    while views:
+        assert np.frombuffer(pool.take(300_000), np.uint8).ctypes.data != address
+        views.pop(0)
+    gc.collect()
+    again = [np.frombuffer(pool.take(290_000), np.uint8).ctypes.data for _ in range(3)]
+    assert address in again
 
 
 def test_a_transform_may_refuse_a_sample(ragged) -> None:

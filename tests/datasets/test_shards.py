@@ -7,6 +7,7 @@ import json
 import pickle
 import tarfile
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -72,6 +73,28 @@ def test_frame_k_of_the_mp4_is_frame_k(media) -> None:
     for damaged in (data[: len(data) // 2], b"", b"x" * 1000):
         with pytest.raises(ClipRejected):
             decode_video(damaged)
+
+
+def test_decoding_equals_pyav_frame_by_frame(media) -> None:
+    """At widths whose lines PyAV pads, and at all others."""
+    for width, height in ((50, 34), (64, 48), (98, 18)):
+        config = EncodeConfig(width=width, height=height, crf=30)
+        rng = np.random.default_rng(width)
+        data = encode_video(rng.integers(0, 256, (20, height, width, 3), dtype=np.uint8), config)
+        with av.open(io.BytesIO(data)) as container:
+            expected = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+        np.testing.assert_array_equal(decode_video(data), expected)
+        np.testing.assert_array_equal(decode_video(data, 3, 5, 3), expected[3:16:3])
+
+
+def test_a_false_count_of_frames_costs_no_memory(media) -> None:
+    data = encode_video([media.numbered_frame(k) for k in range(9)], ENCODE)
+    at = data.index(b"stts") + 12
+    assert int.from_bytes(data[at : at + 4], "big") == 9
+    with pytest.raises(ClipRejected, match="does_not_decode"):
+        decode_video(data[:at] + (2**31 - 1).to_bytes(4, "big") + data[at + 4 :])
+    with pytest.raises(ClipRejected, match="does_not_decode"):
+        decode_video(data[:at] + (5).to_bytes(4, "big") + data[at + 4 :])
 
 
 @pytest.mark.parametrize("fps", [10, 30, 59.94])

@@ -304,7 +304,7 @@ def test_clips_leave_the_shards_with_their_licence(tmp_path, media, posed) -> No
         "withdrawn: asked to"
     ]
     assert json.loads((out / LEDGER).read_text())["clips"] == sorted(row["clip_id"] for row in bad)
-    posed.make_shards(folder, out)
+    posed.make_shards(folder, out, frames_per_shard=10_000)
     assert len(select(out)) == 2  # The next run of the job does not bring them back.
 
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from worldline.datasets.commit_log import read_unit
+from worldline.datasets.compact import compact
 from worldline.datasets.latents import encode_clip
+from worldline.datasets.loader import Loader, LoaderConfig
 from worldline.datasets.schema import OK
 from worldline.datasets.shard_format import ShardDir
-from worldline.datasets.shard_index import assemble_index, groups, write_manifest
+from worldline.datasets.shard_index import assemble_index, groups, select, write_manifest
 from worldline.datasets.transforms import ViewConfig
 from worldline.datasets.verify import verify
 from worldline.model.autoencoder import AutoencoderConfig, CausalAutoencoder
@@ -115,6 +117,36 @@ def test_training_from_stored_latents_is_training_from_frames(folder: Path, tmp_
         encoded(folder, strange.out, tmp_path / "latents")
     with pytest.raises(ValueError, match="another autoencoder"):
         train(replace(cached, out=tmp_path / "mixed", init_from=strange.out))
+
+
+@pytest.mark.parametrize("lost", [None, 1])
+def test_latents_follow_a_merge_of_their_videos(folder: Path, tmp_path: Path, media, posed, lost) -> None:
+    """Four passes of a clip of 22 frames; 60 would go into a shard. What was not encoded before is encoded after."""
+    run = stage(folder, f"follow {lost}")
+    train(run)
+    video = media.numbered(tmp_path / "v.mp4", count=160, fps=30)
+    rows = posed.rows_of_video(video, [(k, k + 40) for k in range(0, 160, 40)])
+    for count in range(1, 5):
+        posed.make_shards(posed.write_table(tmp_path / "dataset", rows[:count]), tmp_path / "shards")
+    shards = encoded(tmp_path, run.out, tmp_path / "latents")
+    before = latents_of(shards)
+    assert len(before) == len(shards.parts()) == 4
+    if lost is not None:
+        shards.tar(lost).unlink()
+        shards.part(lost).unlink()
+    assert compact(tmp_path / "shards")["shards"] == 2
+    encoded(tmp_path, run.out, tmp_path / "latents")
+    compact(tmp_path / "latents")
+    assert {part.name for part in shards.parts()} == {"00000004.parquet", "00000005.parquet"}
+    assert latents_of(shards) == before
+    assert verify(shards.root) == []
+    assert compact(tmp_path / "latents") == {"clips": 0, "shards": 0, "bytes": 0}
+
+
+def latents_of(shards: ShardDir) -> dict[str, bytes]:
+    config = LoaderConfig(global_batch=1, epochs=1, members=("json", "latent.npy"))
+    samples = Loader(select(shards.root), config).samples()
+    return {sample["__key__"]: sample["latent.npy"].tobytes() for sample in samples}
 
 
 def test_a_broken_clip_is_a_row_and_the_others_are_encoded(folder: Path, tmp_path: Path) -> None:
