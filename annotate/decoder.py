@@ -15,6 +15,11 @@ from av.video.reformatter import VideoReformatter
 
 from worldline.annotate.container import decode, frame_time, open_container, seconds, seek, video_stream
 
+_DRAFT_THREADS = 3
+"""Decoder threads of a draft for each that is asked for. Packets go to the threads in turn, also those that are
+then left out: with two threads and every second packet left out, one thread has all the work.
+"""
+
 
 def walk(
     local_path: str,
@@ -38,6 +43,8 @@ def walk(
             stream.codec_context.thread_count = num_threads
             stream.codec_context.thread_type = "AUTO" if num_threads > 1 else "NONE"
             if is_draft:
+                if num_threads > 1:
+                    stream.codec_context.thread_count = _DRAFT_THREADS * num_threads
                 stream.codec_context.skip_frame = "NONREF"
                 stream.codec_context.options = {"skip_loop_filter": "all"}
             if is_sought and not seek(container, stream, start_s):
