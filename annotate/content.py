@@ -18,7 +18,9 @@ _NEIGHBOURS = 2
 class ContentCuts:
     """Scores each frame against the one before and says which are cuts, some of them two frames late."""
 
-    def __init__(self, *, adaptive_ratio: float, adaptive_min_content: float, content_threshold: float) -> None:
+    def __init__(
+        self, *, adaptive_ratio: float, adaptive_min_content: float, content_threshold: float
+    ) -> None:
         """Thresholds as in `CutConfig`; infinity turns a rule off."""
         self._ratio, self._min_content = adaptive_ratio, adaptive_min_content
         self._threshold = content_threshold
