@@ -30,19 +30,29 @@ _CONTAINERS = (
 """FFmpeg demuxers that are tried. Without playlists (which open other files), still images and text."""
 
 
-def open_container(local_path: str) -> av.container.InputContainer:
+_MAX_STREAMS = 16
+
+
+def open_container(local_path: str, *, for_packets: bool = False) -> av.container.InputContainer:
+    """`for_packets`: without decoding pictures to learn how frames are delayed, which MP4 files need for nothing
+    but decoding in order: their packets hold the time of their frame. Other files open as ever.
+    """
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    looks = [{"skip_frame": "all"}] * _MAX_STREAMS if for_packets and _is_mp4(local_path) else []
     try:
-        return av.open(local_path, options=options, metadata_errors="replace")
+        return av.open(local_path, options=options, stream_options=looks, metadata_errors="replace")
     except av.error.FFmpegError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO):
             raise  # the machine's trouble, not the file's
-        with open(local_path, "rb") as file:
-            is_mp4 = file.read(12)[4:8] == b"ftyp"
-        if is_mp4:
+        if _is_mp4(local_path):
             detail = "its index (moov) is missing or cut: the file ends early; copy or download it again"
             raise ClipRejected("probe", "truncated", detail) from error
         raise ClipRejected("probe", "not_a_video", f"no known video container: {error.strerror}") from error
+
+
+def _is_mp4(local_path: str) -> bool:
+    with open(local_path, "rb") as file:
+        return file.read(12)[4:8] == b"ftyp"
 
 
 def video_stream(container: av.container.InputContainer) -> av.VideoStream:
