@@ -117,7 +117,7 @@ def first_frame_and_times(
     log = _PacketLog(container, stream, size_bytes)
     packets = iter(log)
     try:
-        first = next(_decode(container, packets), None)
+        first = _frame_alone(stream.codec_context, packets) or next(_decode(container, packets), None)
     except ValueError as error:  # PyAV's word for a codec that cannot be opened
         raise ClipRejected("probe", "unreadable", str(error)) from error
     if first is None:
@@ -125,6 +125,24 @@ def first_frame_and_times(
             "probe", "unreadable", f"no frame of the {stream.codec_context.name} stream decodes"
         )
     return first, log.times(packets)
+
+
+def _frame_alone(codec: av.VideoCodecContext, packets: Iterator[av.Packet]) -> av.VideoFrame | None:
+    """The frame of the first packet, without decoding the frames that a decoder waits for to put them in order;
+    None where it is no keyframe, is not shown or does not decode.
+    """
+    frames: list[av.VideoFrame] = []
+    try:
+        packet = next(packets, None)
+        if packet is not None:
+            frames = packet.decode()
+            if packet.is_keyframe and not packet.is_discard:
+                frames = frames or codec.decode(None)
+                codec.flush_buffers()  # asked for its last frame, a decoder takes no packets before this
+    except av.error.FFmpegError as error:
+        logger.debug("the first packet does not decode: %s", error)
+        codec.flush_buffers()
+    return frames[0] if frames else None
 
 
 class _PacketLog:

@@ -163,20 +163,20 @@ def probe(path: str) -> VideoInfo:
     """
     try:
         with local_copy(path) as local_path, ThreadPoolExecutor(1) as pool:
-            size_bytes = _size(local_path)
             # hashlib and FFmpeg both leave the interpreter to others while they work.
-            return _probe_local(path, local_path, size_bytes, pool.submit(_hash, local_path))
+            return _probe_local(path, local_path, _size(local_path), pool.submit(_hash, local_path))
     except FileNotFoundError as error:
         raise ClipRejected("probe", "not_found", str(path)) from error
 
 
 def _probe_local(path: str, local_path: str, size_bytes: int, video_id: Future[str]) -> VideoInfo:
-    with open_container(local_path) as container:
+    with open_container(local_path, for_packets=True) as container:
         stream = video_stream(container)
         first, packets = first_frame_and_times(container, stream, size_bytes)
         codec, header_rate = stream.codec_context.name, stream.average_rate
         rotation_deg = _clockwise_rotation(first)
-        width, height = _display_size(first, stream.sample_aspect_ratio, rotation_deg)
+        aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+        width, height = _display_size(first, aspect, rotation_deg)
         if min(width, height) < MIN_SIDE_PX:
             raise ClipRejected(
                 "probe", "too_small", f"{width}x{height}, the shorter side needs {MIN_SIDE_PX} px"
