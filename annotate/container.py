@@ -40,7 +40,13 @@ def open_container(local_path: str, *, for_packets: bool = False) -> av.containe
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     looks = [{"skip_frame": "all"}] * _MAX_STREAMS if for_packets and _is_mp4(local_path) else []
     try:
-        return av.open(local_path, options=options, stream_options=looks, metadata_errors="replace")
+        # PyAV takes one dictionary a stream, whatever its stubs say.
+        return av.open(
+            local_path,
+            options=options,
+            stream_options=looks,  # type: ignore[arg-type]
+            metadata_errors="replace",
+        )
     except av.error.FFmpegError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO):
             raise  # the machine's trouble, not the file's

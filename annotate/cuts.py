@@ -1,6 +1,6 @@
 """Frames of one video in, its shot changes out: hard cuts, fades and dissolves, without weights.
 
-PySceneDetect's adaptive and content rules (`content.py`) propose hard cuts, its threshold detector finds fades
+PySceneDetect's adaptive and content rules (`content_cuts.py`) propose hard cuts, its threshold detector finds fades
 through black, and `dissolves.py` finds dissolves, which none of them sees. Each proposed cut is then checked: where
 the picture before it can be found again, displaced, in the picture after it, the camera only swung or a
 light flashed, and the proposal is dropped.
@@ -22,7 +22,7 @@ import numpy as np
 from scenedetect import FrameTimecode
 from scenedetect.detectors import ThresholdDetector
 
-from worldline.annotate.content import ContentCuts
+from worldline.annotate.content_cuts import ContentCuts
 from worldline.annotate.dissolves import WINDOWS_S, DissolveFinder, Transition, is_same_place
 from worldline.annotate.video import Frame
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
-from worldline.annotate.content import ContentCuts
+from worldline.annotate.content_cuts import ContentCuts
 from worldline.annotate.video import probe, read_frames
 
 

@@ -1,6 +1,6 @@
 """Frames in, hard cuts by their content out: PySceneDetect's content score and its adaptive and content rules.
 
-Scores and cuts are PySceneDetect's to the last bit (tests/annotate/test_content.py has its own detectors beside
+Scores and cuts are PySceneDetect's to the last bit (tests/annotate/test_content_cuts.py has its own detectors beside
 these), at a third of the time: differences are summed without 32-bit copies, and frames are counted by number.
 """
 
