@@ -2,7 +2,8 @@
 
 `walk` gives every frame of a stretch. As a draft it leaves out what no other frame refers to (half of the
 frames where there are B-frames) and the loop filter, which makes small pictures cheaper by up to half; the
-frames that come keep their true index and time.
+frames that come keep their true index and time. B-frames that others refer to have to be decoded: without them
+the frames that follow were off by 31 of 255 on the mean in a video where P-frames refer to them.
 """
 
 from __future__ import annotations

@@ -242,7 +242,10 @@ def main(options: Options) -> int:
         "which `detect-adaptive` does. It decodes a draft first: without the loop filter and without frames that no "
         "other refers to. The columns 'draft decoding alone' are the time of decoding that draft of the whole file, "
         f"{options.num_threads} threads asked for, and nothing else: no probe, no scaling, no detector. Where no group "
-        "of pictures is quiet, that is the least that a detector which looks at these frames can take. The target is "
+        "of pictures is quiet, that is the least that a detector which looks at these frames can take. Five "
+        "videos have none: in redkitchen_a an anchor frame costs 0.71 of a keyframe, kitti_a has a single keyframe, in "
+        "running_dog the dearest frame of a group costs 2.7 times the median, and in bikes and edited nearly every group "
+        "ends at a cut. The target is "
         "three times the command's speed, wall, on every file. Load average when the report was written: "
         f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores."
     )
