@@ -30,19 +30,35 @@ _CONTAINERS = (
 """FFmpeg demuxers that are tried. Without playlists (which open other files), still images and text."""
 
 
-def open_container(local_path: str) -> av.container.InputContainer:
+_MAX_STREAMS = 16
+
+
+def open_container(local_path: str, *, for_packets: bool = False) -> av.container.InputContainer:
+    """`for_packets`: without decoding pictures to learn how frames are delayed, which MP4 files need for nothing
+    but decoding in order: their packets hold the time of their frame. Other files open as ever.
+    """
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    looks = [{"skip_frame": "all"}] * _MAX_STREAMS if for_packets and _is_mp4(local_path) else []
     try:
-        return av.open(local_path, options=options, metadata_errors="replace")
+        # PyAV takes one dictionary a stream, whatever its stubs say.
+        return av.open(
+            local_path,
+            options=options,
+            stream_options=looks,  # type: ignore[arg-type]
+            metadata_errors="replace",
+        )
     except av.error.FFmpegError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO):
             raise  # the machine's trouble, not the file's
-        with open(local_path, "rb") as file:
-            is_mp4 = file.read(12)[4:8] == b"ftyp"
-        if is_mp4:
+        if _is_mp4(local_path):
             detail = "its index (moov) is missing or cut: the file ends early; copy or download it again"
             raise ClipRejected("probe", "truncated", detail) from error
         raise ClipRejected("probe", "not_a_video", f"no known video container: {error.strerror}") from error
+
+
+def _is_mp4(local_path: str) -> bool:
+    with open(local_path, "rb") as file:
+        return file.read(12)[4:8] == b"ftyp"
 
 
 def video_stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -107,7 +123,7 @@ def first_frame_and_times(
     log = _PacketLog(container, stream, size_bytes)
     packets = iter(log)
     try:
-        first = next(_decode(container, packets), None)
+        first = _frame_alone(stream.codec_context, packets) or next(_decode(container, packets), None)
     except ValueError as error:  # PyAV's word for a codec that cannot be opened
         raise ClipRejected("probe", "unreadable", str(error)) from error
     if first is None:
@@ -115,6 +131,24 @@ def first_frame_and_times(
             "probe", "unreadable", f"no frame of the {stream.codec_context.name} stream decodes"
         )
     return first, log.times(packets)
+
+
+def _frame_alone(codec: av.VideoCodecContext, packets: Iterator[av.Packet]) -> av.VideoFrame | None:
+    """The frame of the first packet, without decoding the frames that a decoder waits for to put them in order;
+    None where it is no keyframe, is not shown or does not decode.
+    """
+    frames: list[av.VideoFrame] = []
+    try:
+        packet = next(packets, None)
+        if packet is not None:
+            frames = packet.decode()
+            if packet.is_keyframe and not packet.is_discard:
+                frames = frames or codec.decode(None)
+                codec.flush_buffers()  # asked for its last frame, a decoder takes no packets before this
+    except av.error.FFmpegError as error:
+        logger.debug("the first packet does not decode: %s", error)
+        codec.flush_buffers()
+    return frames[0] if frames else None
 
 
 class _PacketLog:

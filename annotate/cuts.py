@@ -1,7 +1,7 @@
 """Frames of one video in, its shot changes out: hard cuts, fades and dissolves, without weights.
 
-PySceneDetect's adaptive and content detectors propose hard cuts, its threshold detector finds fades through
-black, and `dissolves.py` finds dissolves, which none of them sees. Each proposed cut is then checked: where
+PySceneDetect's adaptive and content rules (`content_cuts.py`) propose hard cuts, its threshold detector finds fades
+through black, and `dissolves.py` finds dissolves, which none of them sees. Each proposed cut is then checked: where
 the picture before it can be found again, displaced, in the picture after it, the camera only swung or a
 light flashed, and the proposal is dropped.
 
@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from scenedetect import FrameTimecode
-from scenedetect.detectors import AdaptiveDetector, ThresholdDetector
+from scenedetect.detectors import ThresholdDetector
 
+from worldline.annotate.content_cuts import ContentCuts
 from worldline.annotate.dissolves import WINDOWS_S, DissolveFinder, Transition, is_same_place
 from worldline.annotate.video import Frame
 
@@ -87,12 +88,11 @@ class CutFinder:
             raise ValueError(f"detector {detector!r}: known are {', '.join(DETECTORS)}")
         self._flash_s, self._fade_luma, self._is_dark = config.flash_s, config.fade_luma, False
         # Minimum lengths are zero: short shots are merged later, for all kinds of changes alike (scenes.py).
-        self._adaptive = AdaptiveDetector(
-            adaptive_threshold=config.adaptive_ratio if "adaptive" in detector else math.inf,
-            min_content_val=config.adaptive_min_content,
-            min_scene_len=0,
+        self._content = ContentCuts(
+            adaptive_ratio=config.adaptive_ratio if "adaptive" in detector else math.inf,
+            adaptive_min_content=config.adaptive_min_content,
+            content_threshold=config.content_threshold if "content" in detector else math.inf,
         )
-        self._content_threshold = config.content_threshold if "content" in detector else math.inf
         # Two biases of one detector give the last frame before the black and the first after it.
         self._fades = [
             ThresholdDetector(config.fade_luma, min_scene_len=0, fade_bias=bias, add_final_scene=True)
@@ -129,18 +129,15 @@ class CutFinder:
     def _push(self, frame: Frame) -> None:
         position = len(self._index)
         self._index.append(frame.index)
-        bgr = cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
-        timecode = _timecode(position)
-        self._proposed.update(cut.frame_num for cut in self._adaptive.process_frame(timecode, bgr))
-        # The content detector's rule on the score that the adaptive one, its subclass, has just computed.
-        score = float(self._adaptive._frame_score or 0.0)
-        if score >= self._content_threshold:
-            self._proposed.add(position)
+        score, cuts = self._content.push(frame.image)
+        self._proposed.update(cuts)
         self._remember(position, frame, score)
         # The threshold detectors look at the mean alone, and do something only where it crosses theirs.
-        mean = sum(cv2.mean(bgr)[:3]) / 3
+        red, green, blue, _ = cv2.mean(frame.image)
+        mean = (blue + green + red) / 3
         if position == 0 or (mean < self._fade_luma) != self._is_dark:
             self._is_dark = mean < self._fade_luma
+            timecode = _timecode(position)
             self._add_fades([fade.process_frame(timecode, np.array([mean])) for fade in self._fades])
         if self._dissolves is not None:
             self._dissolves.push(frame)

@@ -2,7 +2,8 @@
 
 `walk` gives every frame of a stretch. As a draft it leaves out what no other frame refers to (half of the
 frames where there are B-frames) and the loop filter, which makes small pictures cheaper by up to half; the
-frames that come keep their true index and time.
+frames that come keep their true index and time. B-frames that others refer to have to be decoded: without them
+the frames that follow were off by 31 of 255 on the mean in a video where P-frames refer to them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from worldline.annotate.container import decode, frame_time, open_container, seconds, seek, video_stream
+
+_DRAFT_THREADS = 3
+"""Decoder threads of a draft for each that is asked for. Packets go to the threads in turn, also those that are
+then left out: with two threads and every second packet left out, one thread has all the work.
+"""
 
 
 def walk(
@@ -38,6 +44,8 @@ def walk(
             stream.codec_context.thread_count = num_threads
             stream.codec_context.thread_type = "AUTO" if num_threads > 1 else "NONE"
             if is_draft:
+                if num_threads > 1:
+                    stream.codec_context.thread_count = _DRAFT_THREADS * num_threads
                 stream.codec_context.skip_frame = "NONREF"
                 stream.codec_context.options = {"skip_loop_filter": "all"}
             if is_sought and not seek(container, stream, start_s):

@@ -11,6 +11,7 @@ Thresholds were set on cross-fades between, and raw footage of, hand-held, walki
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import math
 from collections import deque
@@ -108,9 +109,15 @@ def _flow_warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     luma_target, luma_source = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (target, source))
     estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     flow = estimator.calc(luma_target, luma_source, None)  # type: ignore[call-overload]
-    xy = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32) + flow
+    xy = _pixel_grid(width, height) + flow
     moved = cv2.remap(source, xy[..., 0], xy[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return _thumb(moved)
+
+
+@functools.cache
+def _pixel_grid(width: int, height: int) -> np.ndarray:
+    """[height, width, 2] float32: x and y of each pixel."""
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
 
 
 def _pace_spread(step: np.ndarray, change: np.ndarray, weight: float) -> float:
@@ -186,9 +193,10 @@ class DissolveFinder:
         if max(spreads) > _MAX_PACE_SPREAD:
             return None
         middle_frame, middle = self._recent[_nearest(times_s, times_s[first_at] + 0.5 * length_s)]
-        explained = (_flow_warp(end.image, middle_frame.image) - middle for end in (first, last))
-        if min(float((rest**2).sum()) for rest in explained) / energy < _MIN_FLOW_OVER_BLEND * max(residuals):
-            return None
+        for end in (first, last):
+            rest = _flow_warp(end.image, middle_frame.image) - middle
+            if float((rest**2).sum()) / energy < _MIN_FLOW_OVER_BLEND * max(residuals):
+                return None
         return self._ends_of_mixture(first_at, thumb0, change)
 
     def _ends_of_mixture(self, first_at: int, thumb0: np.ndarray, change: np.ndarray) -> Transition:

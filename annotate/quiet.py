@@ -57,7 +57,7 @@ class _Group:
 
 def quiet_groups(info: VideoInfo, *, max_pixels: int) -> list[tuple[int, int]]:
     """Stretches [first, last) of frame indices, both keyframes, in order; empty where packets tell nothing."""
-    with local_copy(info.path) as local_path, open_container(local_path) as container:
+    with local_copy(info.path) as local_path, open_container(local_path, for_packets=True) as container:
         stream = video_stream(container)
         stream.codec_context.thread_type = "NONE"
         stream.codec_context.options = {"skip_loop_filter": "all"}

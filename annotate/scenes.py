@@ -47,7 +47,7 @@ class SceneConfig:
     max_pixels: int = 160 * 90
     """Size at which changes are looked for."""
     num_threads: int = 2
-    """Decoder threads."""
+    """Decoder threads that find work; the first look, which leaves out many packets, starts three for each."""
     transnet_threshold: float = 0.5
     """Probability that makes a TransNetV2 cut; NeMo-Curator uses 0.4."""
     cuts: CutConfig = field(default_factory=CutConfig)

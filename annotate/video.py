@@ -21,6 +21,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -161,20 +162,21 @@ def probe(path: str) -> VideoInfo:
     empty_file, not_a_video, truncated, no_video_stream, unreadable (no frame decodes) or too_small.
     """
     try:
-        with local_copy(path) as local_path:
-            return _probe_local(path, local_path)
+        with local_copy(path) as local_path, ThreadPoolExecutor(1) as pool:
+            # hashlib and FFmpeg both leave the interpreter to others while they work.
+            return _probe_local(path, local_path, _size(local_path), pool.submit(_hash, local_path))
     except FileNotFoundError as error:
         raise ClipRejected("probe", "not_found", str(path)) from error
 
 
-def _probe_local(path: str, local_path: str) -> VideoInfo:
-    size_bytes, video_id = _size_and_hash(local_path)
-    with open_container(local_path) as container:
+def _probe_local(path: str, local_path: str, size_bytes: int, video_id: Future[str]) -> VideoInfo:
+    with open_container(local_path, for_packets=True) as container:
         stream = video_stream(container)
         first, packets = first_frame_and_times(container, stream, size_bytes)
         codec, header_rate = stream.codec_context.name, stream.average_rate
         rotation_deg = _clockwise_rotation(first)
-        width, height = _display_size(first, stream.sample_aspect_ratio, rotation_deg)
+        aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+        width, height = _display_size(first, aspect, rotation_deg)
         if min(width, height) < MIN_SIDE_PX:
             raise ClipRejected(
                 "probe", "too_small", f"{width}x{height}, the shorter side needs {MIN_SIDE_PX} px"
@@ -195,7 +197,7 @@ def _probe_local(path: str, local_path: str) -> VideoInfo:
     )
     return VideoInfo(
         path=path,
-        video_id=video_id,
+        video_id=video_id.result(),
         size_bytes=size_bytes,
         codec=codec,
         pixel_format=first.format.name,
@@ -212,7 +214,7 @@ def _probe_local(path: str, local_path: str) -> VideoInfo:
     )
 
 
-def _size_and_hash(local_path: str) -> tuple[int, str]:
+def _size(local_path: str) -> int:
     try:
         local_path.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -220,13 +222,18 @@ def _size_and_hash(local_path: str) -> tuple[int, str]:
     try:
         with open(local_path, "rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
-            if size_bytes == 0:
-                raise ClipRejected("probe", "empty_file", "0 bytes; copy or download it again")
-            return size_bytes, hashlib.file_digest(file, "sha256").hexdigest()[:32]
     except IsADirectoryError as error:
         raise ClipRejected("probe", "is_a_folder", local_path) from error
     except PermissionError as error:
         raise ClipRejected("probe", "no_permission", f"{local_path}: grant read permission") from error
+    if size_bytes == 0:
+        raise ClipRejected("probe", "empty_file", "0 bytes; copy or download it again")
+    return size_bytes
+
+
+def _hash(local_path: str) -> str:
+    with open(local_path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
 def _clockwise_rotation(frame: av.VideoFrame) -> int:
