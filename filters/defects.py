@@ -181,7 +181,7 @@ def _elsewhere(frames: np.ndarray) -> np.ndarray:
 
 
 DEFECTS: Mapping[str, tuple[Defect, tuple[str, ...]]] = {
-    "blur": (blurred, ("blur",)),
+    "blur": (blurred, ("blur", "impairment")),
     "black bars": (barred, ("border_share",)),
     "text": (captioned, ("text_area_share", "subtitle_share")),
     "watermark": (watermarked, ("logo_area_share",)),
@@ -190,8 +190,8 @@ DEFECTS: Mapping[str, tuple[Defect, tuple[str, ...]]] = {
     "frozen": (frozen, ("frozen_share",)),
     "shake": (shaken, ("jitter",)),
     "overexposure": (overexposed, ("clipped_bright_share",)),
-    "blocks": (blocky, ("blockiness", "piqe")),
-    "noise": (noisy, ("piqe",)),
+    "blocks": (blocky, ("blockiness", "impairment")),
+    "noise": (noisy, ("noise", "impairment")),
 }
 """Name -> defect and the scores that must see it."""
 
