@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from worldline.annotate.video import Span, probe, read_frames
-from worldline.filters.defects import DEFECTS, write_video
+from worldline.filters.defects import DEFECTS, brightened, write_video
 from worldline.filters.duplicates import DuplicatesConfig, agreement
 from worldline.filters.fingerprint import Fingerprint
 from worldline.filters.image import ImageScores
@@ -260,7 +260,7 @@ COPIES: dict[str, Callable[[Path, np.ndarray, float], Any]] = {
     "4/5 of the frame rate": _slower,
     "MPEG-4, brighter": lambda path, frames, fps: write_video(
         path,
-        np.clip(frames * 1.15 + 10, 0, 255).astype(np.uint8),
+        brightened(frames, 1.15, 10),
         fps,
         codec="mpeg4",
         options={"qscale": "12", "flags": "+qscale"},
