@@ -101,6 +101,10 @@ _SCORES = [
     _field("clipped_dark_share", _REAL, "share of pixels at luma 2 or less, outside the bars"),
     _field("clipped_bright_share", _REAL, "share of pixels at luma 253 or more, outside the bars"),
     _field("clipped_share", _REAL, "clipped_dark_share + clipped_bright_share"),
+    _field("noise", _REAL, "Immerkaer's noise of the quietest quarter of the picture, grey levels"),
+    _field(
+        "impairment", _REAL, "worst of blur, blockiness and noise, no reference: 0 clean, 1 plainly spoilt"
+    ),
     _field("piqe", _REAL, "PIQE no-reference quality at the working size: 0 best, 100 worst"),
     # Motion (filters/motion.py, filters/vmaf_motion.py)
     _field("flow_576x320_px", _REAL, "mean |component| of flow at 576x320: scale of UniMatch ranges", "px"),

@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from worldline.datasets.schema import SCHEMA_VERSION
 from worldline.filters.balance import BalanceConfig, weighted_sql
@@ -37,6 +39,8 @@ DECISIONS = pa.schema(
 )
 """`reason`: null where kept. `weight`: 0 where not kept, 1 on average where kept. `group_id`: of near-duplicates;
 null: no duplicates known."""
+
+_KEPT = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,23 +73,16 @@ def decide(
     needed = {column for rule in _all_rules(rules) for column in _columns_of(rule)} | {"clip_id", "source"}
     if missing := sorted((needed | set(balance.columns)) - set(names)):
         raise ValueError(f"the table lacks {', '.join(missing)}")
+    table = _columns(rows, sorted(needed | set(balance.columns)))
     connection = duckdb.connect()
     try:
         connection.execute("SET enable_external_access = false")
-        asked = sorted(needed | set(balance.columns))
-        table = rows.to_table(asked) if isinstance(rows, pads.Dataset) else rows.select(asked)
-        # A scan by several threads forgets the order.
-        connection.register("rows", table.append_column("place", pa.array(np.arange(len(table)))))
-        judged = connection.sql(_judge_sql(rules, source, balance)).to_arrow_table().sort_by("place")
-        groups = None if duplicates is None else _groups(connection, duplicates, judged["clip_id"])
-        groups = pa.nulls(len(judged), pa.string()) if groups is None else groups
-        kept = judged.append_column("group_id", groups)
-        connection.register("kept", kept.filter(pc.is_null(judged["reason"])))
-        weights = connection.sql(weighted_sql(balance)).fetchnumpy()
+        reason = _reasons_of(connection, table, rules, source)
+        keep = pc.is_null(reason)
+        groups = _groups(connection, duplicates, table["clip_id"])
+        weight = _weights(connection, table.append_column("group_id", groups), keep, balance)
     finally:
         connection.close()
-    weight = np.zeros(len(judged))
-    weight[weights["place"]] = weights["weight"]
     facts = {
         "rules": rules.name,
         "rules_hash": rules.digest() + (f"@{source}" if source else ""),
@@ -93,26 +90,82 @@ def decide(
         "tool_version": tool_version,
     }
     columns = {
-        "clip_id": judged["clip_id"],
-        "keep": pc.is_null(judged["reason"]),
-        "reason": judged["reason"],
+        "clip_id": table["clip_id"],
+        "keep": keep,
+        "reason": reason,
         "weight": weight,
         "group_id": groups,
-        **{name: pa.repeat(value, len(judged)) for name, value in facts.items()},
+        **{name: pa.repeat(value, len(table)) for name, value in facts.items()},
     }
     return pa.table(columns).cast(DECISIONS)
 
 
-def _judge_sql(rules: RuleSet, source: str | None, balance: BalanceConfig) -> str:
-    """SQL of every row's place, reason and what its weight will need."""
-    balanced = ", ".join(f'rows."{column}" AS "{column}"' for column in balance.columns)
-    return f"SELECT place, rows.clip_id AS clip_id, ({_reason_sql(rules, source)}) AS reason, {balanced} FROM rows"
+def _columns(rows: pa.Table | pads.Dataset, names: list[str]) -> pa.Table:
+    """These columns of all rows, in order.
+
+    Files of many small row groups, as the job writes them, are read whole, column by column: a dataset's scanner
+    takes twice as long, since it hands on every row group by itself.
+    """
+    if isinstance(rows, pa.Table):
+        return rows.select(names)
+    if not (isinstance(rows, pads.FileSystemDataset) and isinstance(rows.format, pads.ParquetFileFormat)):
+        return rows.to_table(names)
+    schema = pa.schema([rows.schema.field(name) for name in names])
+    parts = [_columns_of_file(path, rows.filesystem, schema) for path in rows.files]
+    return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def _columns_of_file(path: str, filesystem: pafs.FileSystem, schema: pa.Schema) -> pa.Table:
+    """The schema's columns of a Parquet file, null where it lacks one."""
+    with pq.ParquetFile(path, filesystem=filesystem, memory_map=True, pre_buffer=False) as file:
+        known = set(file.schema_arrow.names)
+        # Threads would wait for one another more than they read: a chunk of a column is a few kilobytes.
+        found = file.read([name for name in schema.names if name in known], use_threads=False)
+    columns = [
+        found[field.name].cast(field.type) if field.name in known else pa.nulls(len(found), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _reasons_of(
+    connection: duckdb.DuckDBPyConnection, table: pa.Table, rules: RuleSet, source: str | None
+) -> pa.Array:
+    """The first broken rule's reason of each row, null where none is."""
+    # Numbers leave the query and become words afterwards: a million equal sentences are dear to hand over.
+    numbers: dict[str, int] = {}
+    sql = _reason_sql(rules, source, numbers)
+    # A scan by several threads forgets the order.
+    asked = table.drop_columns("clip_id").append_column("place", pa.array(np.arange(len(table))))
+    connection.register("rows", asked)
+    judged = connection.sql(f"SELECT place, ({sql})::SMALLINT AS number FROM rows").fetchnumpy()
+    number = np.empty(len(table), dtype=np.int16)
+    number[judged["place"]] = judged["number"]
+    words = pa.array([*numbers, ""], pa.string())
+    return words.take(pa.array(number, mask=number == _KEPT))
+
+
+def _weights(
+    connection: duckdb.DuckDBPyConnection, table: pa.Table, keep: pa.Array, balance: BalanceConfig
+) -> np.ndarray:
+    """[n] float64: 0 where not kept, 1 on average where kept."""
+    places = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
+    kept = table.select([*dict.fromkeys(("group_id", *balance.columns))]).take(pa.array(places))
+    connection.register("kept", kept.append_column("place", pa.array(places)))
+    found = connection.sql(weighted_sql(balance)).fetchnumpy()
+    weight = np.zeros(len(table))
+    weight[found["place"]] = found["weight"]
+    return weight
 
 
 def _groups(
-    connection: duckdb.DuckDBPyConnection, duplicates: pa.Table | pads.Dataset, clip_ids: pa.ChunkedArray
-) -> pa.ChunkedArray:
-    """The group of near-duplicates of each clip, null where it has none."""
+    connection: duckdb.DuckDBPyConnection,
+    duplicates: pa.Table | pads.Dataset | None,
+    clip_ids: pa.ChunkedArray,
+) -> pa.Array | pa.ChunkedArray:
+    """The group of near-duplicates of each clip, null where it has none or they were not looked for."""
+    if duplicates is None:
+        return pa.nulls(len(clip_ids), pa.string())
     connection.register("duplicates", duplicates)
     groups = connection.sql(
         "SELECT clip_id::VARCHAR AS clip_id, min(group_id::VARCHAR) AS group_id FROM duplicates GROUP BY 1"
@@ -173,19 +226,23 @@ def _columns_of(rule: Rule) -> list[str]:
     return re.findall(r"[a-z_]+", sql) if sql else [rule.column]
 
 
-def _reason_sql(rules: RuleSet, source: str | None) -> str:
-    """SQL of the first broken rule's reason, null where none is."""
+def _reason_sql(rules: RuleSet, source: str | None, numbers: dict[str, int]) -> str:
+    """SQL of the number of the first broken rule's reason, _KEPT where none is; the reasons go into `numbers`."""
     if source is not None or not rules.by_source:
-        return _chain(rules.of_source(source))
-    cases = " ".join(f"WHEN {_text(name)} THEN ({_chain(rules.of_source(name))})" for name in rules.by_source)
-    return f"CASE rows.source {cases} ELSE ({_chain(rules.of_source(None))}) END"
-
-
-def _chain(rules: tuple[Rule, ...]) -> str:
-    whens = " ".join(
-        f"WHEN {condition} THEN {_text(reason)}" for r in rules for condition, reason in _breaks(r)
+        return _chain(rules.of_source(source), numbers)
+    cases = " ".join(
+        f"WHEN {_text(name)} THEN ({_chain(rules.of_source(name), numbers)})" for name in rules.by_source
     )
-    return f"CASE {whens} ELSE NULL END"
+    return f"CASE rows.source {cases} ELSE ({_chain(rules.of_source(None), numbers)}) END"
+
+
+def _chain(rules: tuple[Rule, ...], numbers: dict[str, int]) -> str:
+    whens = " ".join(
+        f"WHEN {condition} THEN {numbers.setdefault(reason, len(numbers))}"
+        for r in rules
+        for condition, reason in _breaks(r)
+    )
+    return f"CASE {whens} ELSE {_KEPT} END"
 
 
 def _breaks(rule: Rule) -> list[tuple[str, str]]:

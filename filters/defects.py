@@ -153,8 +153,13 @@ def shaken(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def overexposed(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A gain of 1.8 to 2.5."""
-    gain = rng.uniform(1.8, 2.5)
-    return np.clip(frames * gain, 0, 255).astype(np.uint8)
+    return brightened(frames, rng.uniform(1.8, 2.5), 0)
+
+
+def brightened(frames: np.ndarray, gain: float, offset: float) -> np.ndarray:
+    """Levels times gain plus offset, cut off at both ends."""
+    levels = np.clip(np.arange(256) * gain + offset, 0, 255).astype(np.uint8)
+    return levels[frames]
 
 
 def blocky(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -171,8 +176,11 @@ def blocky(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def noisy(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Grey noise of 20 to 30 levels, new in every frame."""
     level = rng.uniform(20, 30)
-    noise = rng.normal(0, level, frames.shape[:3]).astype(np.float32)
-    return np.clip(frames + noise[..., None], 0, 255).astype(np.uint8)
+    result = np.empty_like(frames)
+    for target, frame in zip(result, frames, strict=True):
+        noise = rng.normal(0, level, frame.shape[:2]).astype(np.float32)
+        target[:] = np.clip(frame + noise[..., None], 0, 255)
+    return result
 
 
 def _elsewhere(frames: np.ndarray) -> np.ndarray:
@@ -181,7 +189,7 @@ def _elsewhere(frames: np.ndarray) -> np.ndarray:
 
 
 DEFECTS: Mapping[str, tuple[Defect, tuple[str, ...]]] = {
-    "blur": (blurred, ("blur",)),
+    "blur": (blurred, ("blur", "impairment")),
     "black bars": (barred, ("border_share",)),
     "text": (captioned, ("text_area_share", "subtitle_share")),
     "watermark": (watermarked, ("logo_area_share",)),
@@ -190,8 +198,8 @@ DEFECTS: Mapping[str, tuple[Defect, tuple[str, ...]]] = {
     "frozen": (frozen, ("frozen_share",)),
     "shake": (shaken, ("jitter",)),
     "overexposure": (overexposed, ("clipped_bright_share",)),
-    "blocks": (blocky, ("blockiness", "piqe")),
-    "noise": (noisy, ("piqe",)),
+    "blocks": (blocky, ("blockiness", "impairment")),
+    "noise": (noisy, ("noise", "impairment")),
 }
 """Name -> defect and the scores that must see it."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from worldline.filters.impairment import impairment, noise_level
 from worldline.filters.piqe import piqe
 
 
@@ -22,7 +23,7 @@ class ImageConfig:
     """Least time between scored frames in seconds: the scores of a clip hardly change within it. 0 scores
     all."""
     detail_gap_s: float = 1.0
-    """The same for blur, blockiness and PIQE, which cost some 10 ms a frame."""
+    """The same for blur, blockiness, noise and PIQE, which cost some 12 ms a frame."""
     bar_luma: float = 24.0
     """A bar's row or column is darker than this on average: black of video range that was coded with noise."""
     bar_deviation: float = 6.0
@@ -40,7 +41,7 @@ class ImageConfig:
 _LIGHT = ("luminance", "contrast", "saturation", "sharpness")
 _CLIPPED = ("clipped_dark_share", "clipped_bright_share")
 _BARS = ("letterbox_share", "pillarbox_share", "border_share")
-_DETAIL = ("blur", "blockiness", "piqe")
+_DETAIL = ("blur", "blockiness", "noise", "piqe")
 
 
 class ImageScores:
@@ -54,7 +55,7 @@ class ImageScores:
         self._config, self._coded_size = config or ImageConfig(), coded_size
         self._next_s = self._next_detail_s = -np.inf
         self._rows: list[tuple[float, ...]] = []
-        self._details: list[tuple[float, float, float]] = []
+        self._details: list[tuple[float, ...]] = []
         self._dark_rows: list[np.ndarray] = []
         self._dark_columns: list[np.ndarray] = []
 
@@ -83,14 +84,14 @@ class ImageScores:
         )
         if timestamp_s >= self._next_detail_s:
             self._next_detail_s = timestamp_s + self._config.detail_gap_s - 5e-4
-            self._details.append(
-                (blur_effect(inside), blockiness(luma, self._coded_size), piqe(np.ascontiguousarray(inside)))
-            )
+            inside = np.ascontiguousarray(inside)
+            blocks = blockiness(luma, self._coded_size)
+            self._details.append((blur_effect(inside), blocks, noise_level(inside), piqe(inside)))
 
     def result(self) -> dict[str, float | None]:
         """The image columns of `datasets/schema.py`; None without a frame."""
         if not self._rows:
-            return dict.fromkeys((*_LIGHT, *_CLIPPED, "clipped_share", *_BARS, *_DETAIL))
+            return dict.fromkeys((*_LIGHT, *_CLIPPED, "clipped_share", *_BARS, *_DETAIL, "impairment"))
         columns = np.array(self._rows).T
         # One blurred or sharp frame in many says little: the median.
         light = (*columns[:3].mean(axis=1), np.median(columns[3]))
@@ -103,6 +104,7 @@ class ImageScores:
         for name, values in zip(_DETAIL, np.array(self._details).T, strict=True):
             known = values[np.isfinite(values)]
             found[name] = float(np.median(known)) if len(known) else None
+        found["impairment"] = impairment(found["blur"], found["blockiness"], found["noise"])
         return found
 
     def _without_bars(self, luma: np.ndarray) -> np.ndarray:

@@ -14,6 +14,8 @@ STEP_PX = 2
 
 _LEAST_LEVELS = 2.0
 _RATIO = 1.6
+_DEVIATIONS = 3.0
+_LEAST_OVER_TEXTURE = 0.5
 _LEAST_INSET = 0.16
 """Height of the smallest inset, as a share of the picture's: shorter lines are common in any scene."""
 
@@ -32,11 +34,22 @@ def seam_masks(step_x: np.ndarray, step_y: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _mask(step: np.ndarray) -> np.ndarray:
-    """Steps along x far above those 5 to 12 pixels to either side."""
+    """Steps along x far above those 5 to 12 pixels to either side: several times as large or, where those are all
+    alike, as in grass, larger than nearly all of them."""
     # Smoothed along the seam: one row's own texture is no seam.
     step = cv2.blur(step, (1, 11))
-    wide, narrow = (cv2.blur(step, (size, 1), borderType=cv2.BORDER_REFLECT) * size for size in (25, 9))
-    return step > _RATIO * (wide - narrow) / 16 + _LEAST_LEVELS
+    is_large = step > _RATIO * _beside(step, 1) + _LEAST_LEVELS
+    mean, square = _beside(step, 21), _beside(step * step, 21)
+    deviation = np.sqrt(np.maximum(square - mean * mean, 0))
+    return is_large | (step > mean + _DEVIATIONS * deviation + _LEAST_OVER_TEXTURE)
+
+
+def _beside(values: np.ndarray, height: int) -> np.ndarray:
+    """Mean of the values 5 to 12 pixels to either side, over `height` rows."""
+    wide, narrow = (
+        cv2.blur(values, (size, height), borderType=cv2.BORDER_REFLECT) * size for size in (25, 9)
+    )
+    return (wide - narrow) / 16
 
 
 def split_score(upright: np.ndarray, level: np.ndarray) -> float:

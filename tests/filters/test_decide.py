@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 
 from worldline.datasets.schema import TRAJECTORIES
@@ -96,6 +98,31 @@ def test_query_says_what_the_rules_say_one_by_one(name: str) -> None:
     assert found["reason"].to_pylist() == expected
     assert found["keep"].to_pylist() == [reason is None for reason in expected]
     assert 10 < sum(found["keep"].to_pylist()) < 290
+
+
+def test_files_say_what_the_table_says(tmp_path: Path) -> None:
+    """Several files of small row groups, one written before a column was known, another with a narrower type."""
+    rng = np.random.default_rng(0)
+    rows = [_GOOD | {"luminance": value, "blur": 0.3} for value in rng.uniform(-20, 300, 500)]
+    table, rules = _table(rows), RULE_SETS["strict"]
+    narrow = table.slice(0, 200).set_column(
+        table.schema.get_field_index("luminance"),
+        "luminance",
+        table["luminance"].slice(0, 200).cast("float32"),
+    )
+    old = table.slice(200, 100).drop_columns("blur")
+    for k, part in enumerate((narrow, old, table.slice(300))):
+        pq.write_table(part, tmp_path / f"{k}.parquet", row_group_size=7)
+    files = [str(tmp_path / f"{k}.parquet") for k in range(3)]
+    found = decide(pads.dataset(files, schema=TRAJECTORIES), rules)
+    expected = decide(table, rules)
+    assert found["clip_id"].equals(expected["clip_id"])
+    assert found.slice(0, 200).equals(
+        expected.slice(0, 200).set_column(3, "weight", found["weight"].slice(0, 200))
+    )
+    assert found["reason"].slice(300).equals(expected["reason"].slice(300))
+    lights = {"light: luminance below 20", "light: luminance above 220"}
+    assert set(found["reason"].slice(200, 100).to_pylist()) == lights | {"blurred: blur unknown"}
 
 
 def test_sources_have_their_own_ranges() -> None:
