@@ -61,10 +61,10 @@ class DegeneracyConfig:
     planar_distance: float = 0.025
     """Largest distance from that plane, over the point's distance from the path."""
     flat_share: float = 0.85
-    """Share of the tracks between keyframes far apart that one homography explains, in all pairs of them (of four or more
-    in all but one), from which the clip is planar as well: under a wrong focal length the map of a plane is bent. Planes reach 0.97 in
-    each pair, 0.9 where tracks are noisy; a walk through a room sees one wall alone in many pairs, and in two or more
-    of eight no more than 0.77."""
+    """Share of the tracks between keyframes far apart that one homography explains, in all pairs of them (of four or
+    more in all but one), from which the clip is planar as well: under a wrong focal length the map of a plane is bent.
+    Planes reach 0.97 in each pair, 0.9 where tracks are noisy; a walk through a room sees one wall alone in many pairs,
+    and in two or more of eight no more than 0.77."""
     flat_px: float = 2.0
     """Error up to which it does."""
     zoom_log_range: float = 0.04
