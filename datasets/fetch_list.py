@@ -14,9 +14,9 @@ What the publishers' own files say (read in their public repositories):
                Later meta files: clip_id, video_url, timestamp (a pair as text); no file of theirs was at hand
     SpatialVID output/meta/clips_info.csv: id, fps, timestamp_start, timestamp_end (hh:mm:ss.fff), frame_start,
                frame_end, id_ori (YouTube in their sample); the lists behind their gated page were not seen
-    Sekai      clip_extracting/1_csv_to_clips.py: <youtube id>_<first frame>_<end frame>.mp4 in the first column;
-               3_nvtranscoding.py: frames of 30 a second (asserted), the end frame left out. That the column is
-               called videoFile was not found in their code
+    Sekai      clip_extracting/1_csv_to_clips.py: <youtube id>_<first frame>_<end frame>.<ext> in the first column,
+               whatever it is called; 3_nvtranscoding.py: frames counted after sampling down to 30 a second, the end
+               frame left out. The lists themselves were not seen
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _NAMES = {
     "sha256": ("sha256", "checksum"),
 }
 _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
-_SEKAI = re.compile(r"([A-Za-z0-9_-]{11})_(\d{5,9})_(\d{5,9})(\.mp4)?")
+_SEKAI = re.compile(r"([A-Za-z0-9_-]{11})_(\d{5,9})_(\d{5,9})(\.\w+)?")
 _SEKAI_HZ = 30.0
 
 
@@ -91,7 +91,7 @@ def read_list(path: Path, source: str | None = None, licence: str | None = None)
     columns: dict[str, str] | None = None
     for row in rows:
         if columns is None:
-            columns = _columns(list(row), path)
+            columns = _columns(row, path)
         found = {kind: row.get(column) for kind, column in columns.items()}
         yield _order(found, source, licence)
 
@@ -114,7 +114,9 @@ def _csv_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         raise ValueError(f"{path}: not a CSV file ({error})") from error
 
 
-def _columns(names: list[str], path: Path) -> dict[str, str]:
+def _columns(row: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Column by kind, told from a list's first row."""
+    names = list(row)
     plain = {re.sub(r"[^a-z0-9]", "", (name or "").lower()): name for name in names}
     found = {
         kind: plain[alias]
@@ -122,6 +124,8 @@ def _columns(names: list[str], path: Path) -> dict[str, str]:
         for alias in reversed(aliases)
         if alias in plain
     }
+    if not {"url", "youtube", "file"} & set(found) and _SEKAI.fullmatch(_text(row[names[0]]) or ""):
+        found["file"] = names[0]
     if not {"url", "youtube", "file"} & set(found):
         raise ValueError(
             f"{path}: no column of addresses (url, video_id, videoFile ...) among {', '.join(map(str, names))}"

@@ -119,6 +119,10 @@ def test_lists_as_they_are_published(tmp_path: Path) -> None:
     assert order.end_s is not None
     assert order.start_s == pytest.approx(14060 / 30)
     assert order.end_s - order.start_s == pytest.approx(60)
+    unnamed = _write_csv(
+        tmp_path / "first_column.csv", "clip,location", "-0DjQ3h2LLU_0014060_0015860.webm,Paris"
+    )
+    assert [*read_list(unnamed, source="sekai_walking")] == [order]
     rows = [{"id": "a/b c", "Video ID": "aIPu1xGNbhc", "timestamp": [12.0, 15.5], "license": "CC-BY-4.0"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "spatial.parquet")
     (order,) = read_list(tmp_path / "spatial.parquet")
