@@ -279,11 +279,15 @@ class Mapper:
         )
         return bundle, (keyframes, tracks)
 
+    @property
+    def is_centre_held(self) -> bool:
+        """Whether adjustments keep the principal point where it is, given or at its prior."""
+        return self.known_focal or self.freedom.is_centre_held
+
     def camera_config(self, **settings: Any) -> BundleConfig:
         """Settings of an adjustment that frees what is unknown of the camera; nothing where it was given."""
         config = self.error_config()
-        is_centre_held = self.known_focal or self.freedom.is_centre_held
-        centre_sigma_px = 0.0 if is_centre_held else config.centre_sigma_px
+        centre_sigma_px = 0.0 if self.is_centre_held else config.centre_sigma_px
         return replace(
             config,
             free_focal=not self.known_focal,

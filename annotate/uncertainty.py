@@ -57,7 +57,7 @@ def frame_sigmas(tracks: Tracks, mapper: Mapper, poses: FramePoses, config: Sigm
         result = covariance(
             bundle,
             mapper.error_config(),
-            is_centre_held=mapper.known_focal or mapper.freedom.is_centre_held,
+            is_centre_held=mapper.is_centre_held,
             is_focal_held=mapper.known_focal,
         )
     except np.linalg.LinAlgError:

@@ -105,15 +105,16 @@ def cpu_seconds(calls: Mapping[str, Callable[[], object]], *, repeats: int) -> d
 
 
 def delta_call(
-    kind: str, num_frames: int, *, with_gradients: bool, is_causal: bool = False
+    kind: str, num_frames: int, *, with_gradients: bool, is_causal: bool = False, device: str = "cpu"
 ) -> Callable[[], None]:
     """One call of a form of the frame-wise rule on random inputs."""
     shape = (1, num_frames, TOKENS, HEADS, DIM)
-    tensors = [torch.randn(shape), torch.randn(shape) * (TOKENS * DIM) ** -0.5, torch.randn(shape)]
-    tensors += [torch.rand(shape[:4]), torch.rand(1, num_frames, HEADS)]
+    tensors = [torch.randn(shape, device=device) for _ in range(3)]
+    tensors[1] *= (TOKENS * DIM) ** -0.5
+    tensors += [torch.rand(size, device=device) for size in (shape[:4], (1, num_frames, HEADS))]
     queries, keys, values, beta, gamma = (x.requires_grad_(with_gradients) for x in tensors)
     chunks = None if is_causal else one_chunk(num_frames)
-    grad = torch.randn(shape) if with_gradients else None
+    grad = torch.randn(shape, device=device) if with_gradients else None
 
     def call() -> None:
         out, _ = RULES[kind](queries, keys, values, beta=beta, gamma=gamma, chunks=chunks)

@@ -4,8 +4,8 @@ and streaming.
     python -m benchmarks.gpu
 
 Needs a CUDA device; the full size (2.66 B parameters) wants 140 GB for training on a minute of video, and what does not
-fit is shown as such. Times are of CUDA events or of the host's clock around a synchronised device, medians after
-a warm-up. Writes docs/results/gpu.md. `--size small` is for a small GPU.
+fit is shown as such. Times are of CUDA events, medians after a warm-up. Writes docs/results/gpu.md. `--size small` is
+for a small GPU.
 """
 
 from __future__ import annotations

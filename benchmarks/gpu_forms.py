@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import attention
-from benchmarks.attention_lengths import DIM, HEADS, LENGTHS, RULES, TOKENS
+from benchmarks.attention_lengths import DIM, HEADS, LENGTHS, RULES, TOKENS, delta_call
 from benchmarks.gpu_model import clip, run
 from benchmarks.gpu_timing import DEVICE, milliseconds, peak_gib
 from worldline.model.chunks import chunk_causal, one_chunk
@@ -112,7 +112,7 @@ def length_rows() -> Iterator[Row]:
     for num_frames in LENGTHS:
         row: Row = {"latent frames": num_frames, "tokens": TOKENS * num_frames}
         for kind, with_gradients in [(k, g) for k in RULES for g in (False, True)]:
-            call = delta_call(kind, num_frames, with_gradients=with_gradients)
+            call = delta_call(kind, num_frames, with_gradients=with_gradients, device=DEVICE)
             row[f"{kind} {'with gradients' if with_gradients else 'forward'} ms"] = milliseconds(call)
             if with_gradients:
                 row[f"{kind} MB"] = 1024 * peak_gib(call)
@@ -124,26 +124,6 @@ def length_rows() -> Iterator[Row]:
             label = f"softmax {str(dtype).removeprefix('torch.')} forward ms"
             row[label] = milliseconds(functools.partial(F.scaled_dot_product_attention, q, k, v))
         yield row
-
-
-def delta_call(kind: str, num_frames: int, *, with_gradients: bool) -> Callable[[], None]:
-    shape = (1, num_frames, TOKENS, HEADS, DIM)
-
-    def random(*size: int, uniform: bool = False) -> Tensor:
-        return (torch.rand if uniform else torch.randn)(size, device=DEVICE)
-
-    keys = random(*shape) * (TOKENS * DIM) ** -0.5
-    gates = [random(*shape[:4], uniform=True), random(1, num_frames, HEADS, uniform=True)]
-    leaves = [x.requires_grad_(with_gradients) for x in (random(*shape), keys, random(*shape), *gates)]
-    queries, keys, values, beta, gamma = leaves
-    grad = random(*shape)
-
-    def call() -> None:
-        out, _ = RULES[kind](queries, keys, values, beta=beta, gamma=gamma, chunks=one_chunk(num_frames))
-        if with_gradients:
-            torch.autograd.grad(out, leaves, grad)
-
-    return call
 
 
 # Kernels of flash-linear-attention beside torch's
