@@ -5,7 +5,6 @@ each other; rows for `benchmarks.gpu`.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -18,14 +17,16 @@ from benchmarks import attention
 from benchmarks.attention_lengths import DIM, HEADS, LENGTHS, RULES, TOKENS, delta_call
 from benchmarks.gpu_model import clip, run
 from benchmarks.gpu_timing import DEVICE, milliseconds, peak_gib
+from worldline.model import fla_kernels
 from worldline.model.chunks import chunk_causal, one_chunk
 from worldline.model.config import SIZES
 from worldline.model.delta_ops import scan_name
+from worldline.model.fla_kernels import FLA, kernels_name
 from worldline.model.gated_delta import DeltaInputs, gated_delta
 from worldline.model.quantize import relative_error
 from worldline.model.rope import Grid
-from worldline.model.temporal import short_conv
-from worldline.model.token_delta import blocked_rule, rule_name, token_rule
+from worldline.model.temporal import mirrored_sum
+from worldline.model.token_delta import blocked_rule, token_rule
 from worldline.model.world_model import WorldModel
 
 Row = dict[str, Any]
@@ -150,7 +151,7 @@ def token_rows() -> Iterator[Row]:
             return [out, *torch.autograd.grad((out * weights).sum(), x)]
 
         truth = backward(blocked_rule, leaves(torch.float64))
-        row: Row = {"latent frames": num_frames, "tokens": shape[1], "chosen": rule_name(DEVICE)}
+        row: Row = {"latent frames": num_frames, "tokens": shape[1], "chosen": kernels_name(DEVICE)}
         for name, rule, dtype in [
             ("blocks, float32", blocked_rule, torch.float32),
             ("chosen, float32", token_rule, torch.float32),
@@ -166,38 +167,33 @@ def token_rows() -> Iterator[Row]:
 
 
 def fused_rows() -> Iterator[Row]:
-    """The key's short convolution and the norms as they are, compiled, and by flash-linear-attention's kernels."""
+    """The key's short convolution and the norms in torch, compiled, and by flash-linear-attention's kernels."""
     channels, taps, frames, tokens = 2240, 4, 41, 880
     x = torch.randn(1, frames, tokens, channels, device=DEVICE, dtype=torch.bfloat16)
     weight = torch.randn(channels, taps, device=DEVICE, dtype=torch.bfloat16)
     gain = torch.ones(channels, device=DEVICE, dtype=torch.bfloat16)
-
-    def causal() -> Tensor:
-        return short_conv(x, weight, chunks=None)[0]
-
-    def mirrored() -> Tensor:
-        return short_conv(x, weight, chunks=one_chunk(frames))[0]
+    before, around = F.pad(x, (0, 0, 0, 0, 3, 0)), F.pad(x, (0, 0, 0, 0, 3, 3))
+    same = [[t + d < frames for t in range(frames)] for d in range(1, taps)]
 
     def norm() -> Tensor:
         return F.rms_norm(x, (channels,), eps=1e-5) * gain
 
-    calls = {"causal convolution": causal, "mirrored convolution": mirrored, "RMS norm": norm}
-    theirs: dict[str, Callable[[], Tensor]] = {}
-    if importlib.util.find_spec("fla") is not None:
-        from fla.modules.convolution import causal_conv1d
-        from fla.modules.layernorm import rms_norm
-
-        def their_causal() -> Tensor:
-            rows = x[0].transpose(0, 1).contiguous()  # its layout is [sequences, time, channels]
-            out = causal_conv1d(rows, weight)
-            return (out[0] if isinstance(out, tuple) else out).transpose(0, 1)[None]
-
-        theirs = {"causal convolution": their_causal, "RMS norm": lambda: rms_norm(x, gain, None, eps=1e-5)}
-    for name, call in calls.items():
-        row: Row = {"what": name, "torch ms": milliseconds(call)}
-        row["torch.compile ms"] = milliseconds(torch.compile(call))
-        if name in theirs:
-            row["flash-linear-attention ms"] = milliseconds(theirs[name])
-            row["off by"] = relative_error(theirs[name](), call())
+    calls: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
+        "causal convolution": (
+            functools.partial(mirrored_sum, before, weight, None),
+            functools.partial(fla_kernels.mirrored_conv, before, weight, None),
+        ),
+        "mirrored convolution": (
+            functools.partial(mirrored_sum, around, weight, same),
+            functools.partial(fla_kernels.mirrored_conv, around, weight, same),
+        ),
+        "RMS norm": (norm, functools.partial(fla_kernels.rms_norm, x, gain, 1e-5)),
+    }
+    for name, (plain, fused) in calls.items():
+        row: Row = {"what": name, "torch ms": milliseconds(plain)}
+        row["torch.compile ms"] = milliseconds(torch.compile(plain))
+        if kernels_name(DEVICE) == FLA:
+            row[f"{FLA} ms"] = milliseconds(fused)
+            row["off by"] = relative_error(fused(), plain())
         row["read and written once, ms"] = milliseconds(functools.partial(torch.clone, x))
         yield row

@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldline.model import fla_kernels
 from worldline.model.camera_embedding import CameraTransforms, transform_channels
 from worldline.model.config import ModelConfig
 from worldline.model.gated_delta import DeltaInputs, DeltaState, gated_delta, guarded_beta
@@ -74,6 +75,8 @@ class WidthNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.num_groups == 1 and fla_kernels.are_used(x):
+            return fla_kernels.rms_norm(x, self.weight, self.eps)
         groups = x.unflatten(-1, (self.num_groups, -1))
         return F.rms_norm(groups, groups.shape[-1:], eps=self.eps).flatten(-2) * self.weight
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldline.model import fla_kernels
 from worldline.model.context_parallel import halo
 
 
@@ -42,18 +43,33 @@ def short_conv(
     Returns:
         y [B, T, S, C], and the tail for the next call [B, K - 1, S, C].
     """
-    num_taps = weight.shape[1]
-    num_frames, reach = x.shape[1], num_taps - 1
+    num_frames, reach = x.shape[1], weight.shape[1] - 1
     num_later = 0 if chunks is None else reach
     padded, tail = _padded(x, num_before=reach, num_after=num_later, tail=tail, group=group)
-    y = weight[:, -1] * x
-    for distance in range(1, num_taps):
+    in_chunk = None
+    if chunks is not None:
+        in_chunk = [_in_chunk(chunks, distance, num_frames, group) for distance in range(1, reach + 1)]
+    weighted = fla_kernels.mirrored_conv if fla_kernels.are_used(x) else mirrored_sum
+    return weighted(padded, weight, in_chunk), tail
+
+
+def mirrored_sum(padded: Tensor, weight: Tensor, in_chunk: Sequence[Sequence[bool]] | None) -> Tensor:
+    """The convolution of `short_conv` by shifted copies.
+
+    padded: [B, K - 1 + T, S, C] the frames and those before, and the K - 1 after where in_chunk is given.
+    in_chunk: [K - 1, T] whether the frame d later belongs to the same chunk, d = 1, 2, ...; None is causal.
+    Returns [B, T, S, C].
+    """
+    reach = weight.shape[1] - 1
+    num_frames = padded.shape[1] - reach * (1 if in_chunk is None else 2)
+    y = weight[:, -1] * padded[:, reach:][:, :num_frames]
+    for distance in range(1, reach + 1):
         tap = weight[:, -1 - distance]
         y = y + tap * padded[:, reach - distance :][:, :num_frames]
-        if chunks is not None:
+        if in_chunk is not None:
             later = padded[:, reach + distance :][:, :num_frames]
-            y = y + tap * _masked(later, _in_chunk(chunks, distance, num_frames, group))
-    return y, tail
+            y = y + tap * _masked(later, in_chunk[distance - 1])
+    return y
 
 
 def temporal_conv(

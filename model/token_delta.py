@@ -7,8 +7,8 @@ kernels.
 Tokens of a frame write one after another, so each reads the ones before it, where the frame-wise rule
 writes all at once. Keys and queries are made unit vectors and a frame's decay is spread evenly over its
 tokens. The plain form works on blocks of tokens: inside a block the rule is a triangular system, between
-blocks a state is carried. On CUDA with flash-linear-attention installed its kernel takes over; `rule_name`
-says which one runs.
+blocks a state is carried. On CUDA with flash-linear-attention installed its kernel takes over;
+`fla_kernels.kernels_name` says which one runs.
 
 Letters: B batch, T latent frames, S tokens a frame, N tokens, H heads, D key dim, E value dim, C tokens a
     block.
@@ -16,21 +16,15 @@ Letters: B batch, T latent frames, S tokens a frame, N tokens, H heads, D key di
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import logging
 from collections.abc import Sequence
-from importlib import metadata
 
 import torch
 import torch.nn.functional as F
-from packaging.version import Version
 from torch import Tensor
 
 from worldline.model.chunks import chunk_spans
+from worldline.model.fla_kernels import FLA, kernels_name
 from worldline.model.gated_delta import DeltaInputs, DeltaState
-
-logger = logging.getLogger(__name__)
 
 BLOCK_TOKENS = 64
 
@@ -82,27 +76,7 @@ def token_rule(
 @torch.compiler.assume_constant_result
 def _has_kernel(device_type: str) -> bool:
     """Asked once for each graph that torch.compile traces, which cannot follow the search for a package."""
-    return rule_name(device_type) == "flash-linear-attention"
-
-
-@functools.cache
-def rule_name(device_type: str) -> str:
-    """Which implementation runs on a device; logged once per device."""
-    has_kernel = device_type == "cuda" and importlib.util.find_spec("fla") is not None
-    if has_kernel and _miscompiles():
-        logger.warning(
-            "flash-linear-attention needs Triton 3.7.1 on Hopper: earlier ones make wrong gradients"
-        )
-        has_kernel = False
-    name = "flash-linear-attention" if has_kernel else "torch"
-    logger.info("token-wise gated delta rule on %s: %s", device_type, name)
-    return name
-
-
-def _miscompiles() -> bool:
-    """Triton that flash-linear-attention refuses on Hopper GPUs (its issue 640)."""
-    is_affected = Version("3.4") <= Version(metadata.version("triton")) < Version("3.7.1")
-    return is_affected and torch.cuda.get_device_capability()[0] == 9
+    return kernels_name(device_type) == FLA
 
 
 def blocked_rule(

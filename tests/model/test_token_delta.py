@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from worldline.model import token_delta as module
 from worldline.model.gated_delta import DeltaInputs, DeltaState, delta_recurrent
 from worldline.model.token_delta import blocked_rule, token_delta
 
@@ -75,17 +74,3 @@ def test_one_token_a_frame_is_the_frame_wise_rule():
     )
     expected, _ = delta_recurrent(x.queries, x.keys, x.values, beta=x.beta, gamma=x.gamma, chunks=chunks)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
-
-
-def test_the_kernel_is_chosen_by_device_and_package(monkeypatch, caplog):
-    module.rule_name.cache_clear()
-    with caplog.at_level("INFO", logger="worldline.model.token_delta"):
-        assert module.rule_name("cpu") == "torch"
-        assert module.rule_name("cpu") == "torch"
-    assert [record.message for record in caplog.records] == ["token-wise gated delta rule on cpu: torch"]
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
-    assert module.rule_name("cuda") == "flash-linear-attention"
-    module.rule_name.cache_clear()
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    assert module.rule_name("cuda") == "torch"
-    module.rule_name.cache_clear()
