@@ -1,7 +1,7 @@
 """Poses of every frame: the keyframe map and all tracks in, one pose per frame or a flag out.
 
 A frame between keyframes starts at their interpolation (slerp of rotations, straight line of centres) and is
-then adjusted to the points its tracks see, by the same robust residuals as the map. A frame is registered
+then adjusted to the points its tracks see, freed of their drift, by the same robust residuals as the map. A frame is registered
 only if enough of its own observations agree; the start value is never passed off as an answer.
 """
 
@@ -21,6 +21,7 @@ from worldline.annotate.bundle_problem import (
     robust_cost,
 )
 from worldline.annotate.camera import hat, invert
+from worldline.annotate.drift import without_drift
 from worldline.annotate.keyframe_map import KeyframeMap, shutter_px
 from worldline.annotate.resection import resect
 from worldline.annotate.tracks import Tracks
@@ -41,7 +42,7 @@ class FramePoses:
     track_idx: np.ndarray
     """[M]"""
     xy_px: np.ndarray
-    """[M, 2], as a global shutter would show them."""
+    """[M, 2], without the tracker's drift, as a global shutter would show them."""
     focal_px: np.ndarray
     """[T] focal length of each frame."""
     error_px: np.ndarray
@@ -67,12 +68,11 @@ def pose_all_frames(
     frame to frame and is then free but for a travelling camera's keyframes; None: the map's. velocity_px [M, 2]: of
     all observations (annotate/shutter.py), used where the map's shutter rolls.
     """
-    has_point = np.isfinite(keyframe_map.points[:, 0])
-    rows = has_point[tracks.track_idx]
+    rows = np.isfinite(keyframe_map.points[:, 0])[tracks.track_idx]
     frame_idx, track_idx, xy = (
         tracks.frame_idx[rows],
         tracks.track_idx[rows],
-        tracks.xy_px[rows].astype(np.float64),
+        without_drift(tracks, keyframe_map)[rows],
     )
     if keyframe_map.readout and velocity_px is not None:
         size = (tracks.width, tracks.height)
