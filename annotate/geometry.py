@@ -102,13 +102,13 @@ def estimate_geometry(
     config: GeometryConfig,
     *,
     known: Intrinsics | None = None,
-    adjust_map: Callable[[Mapper, Tracks], None] | None = None,
+    adjust_map: Callable[[Mapper, Tracks], bool] | None = None,
 ) -> Geometry:
     """Recovers the camera's path through (grey [H, W], rgb [H, W, 3]) uint8 frames with square pixels.
 
     `timestamps_s` is filled by the caller as the frames are drawn. `known`: intrinsics to hold.
     `adjust_map` may bring further measurements (depth) into the finished keyframe map before the frames
-    between are posed. Raises ClipRejected where tracks exist but no path can be found.
+    between are posed; it says whether it has. Raises ClipRejected where tracks exist but no path can be found.
     """
     tracks = track_points(frames, config.tracks)
     times = np.array(timestamps_s, dtype=np.float64)
@@ -160,11 +160,15 @@ def estimate_geometry(
         raise ClipRejected("mapping", "no_map", "no keyframe or no point survived the adjustment")
     if tracks.zoom is not None:
         tracks = refine_zoom(mapper, tracks, config.zoom)
-    if adjust_map is not None:
-        adjust_map(mapper, tracks)
+    has_more = adjust_map is not None and adjust_map(mapper, tracks)
     focal_px = None if tracks.zoom is None else np.full(tracks.num_frames, mapper.map.focal_px)
     poses = pose_all_frames(
-        tracks, mapper.map, max_error_px=mapper.max_error_px, velocity_px=velocity, focal_px=focal_px
+        tracks,
+        mapper.map,
+        max_error_px=mapper.max_error_px,
+        move_points=not has_more,
+        velocity_px=velocity,
+        focal_px=focal_px,
     )
     return _conclude(tracks, times, mapper, poses, config)
 
@@ -301,7 +305,7 @@ def _reconstruction(
             if keyframe_map.model != "pinhole"
             else (),
         ),
-        points_in_world=keyframe_map.points[used] @ first_from_old[:, :3].T + first_from_old[:, 3],
+        points_in_world=poses.points[used] @ first_from_old[:, :3].T + first_from_old[:, 3],
         point_rgb=rgb[used],
         frame_idx=poses.frame_idx[kept].astype(np.int32),
         point_idx=point_idx.astype(np.int32),
