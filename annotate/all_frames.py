@@ -2,8 +2,8 @@
 
 A frame between keyframes starts at their interpolation (slerp of rotations, straight line of centres) and is
 then adjusted to the points its tracks see, freed of their drift, by the same robust residuals as the map. Points are
-then moved to where all frames see them, not keyframes alone, and frames to the points, a few times in turn: what the
-compression of a video does to a keyframe is noise, and dozens of frames show the same point. A frame is registered
+then moved to where all frames see them, and frames to the points, a few times in turn: a point that two or three
+keyframes see is seen by dozens of frames, each with noise of its own. A frame is registered
 only if enough of its own observations agree; the start value is never passed off as an answer.
 """
 
