@@ -38,7 +38,7 @@ from worldline.annotate.refine import RefineConfig, find_again, refine_observati
 from worldline.annotate.relocalise import RelocaliseConfig, relocalise
 from worldline.annotate.shutter import ShutterConfig, image_velocity, velocity_of_rows
 from worldline.annotate.tracks import TrackConfig, Tracks, track_points, without
-from worldline.annotate.turning import may_only_turn, only_turns
+from worldline.annotate.turning import may_only_turn, only_turns, travels_when_sharp
 from worldline.annotate.uncertainty import FrameSigma, SigmaConfig, frame_sigmas
 from worldline.annotate.zoom import (
     ZoomConfig,
@@ -132,7 +132,9 @@ def estimate_geometry(
         if turning is not None and is_explained(turning, tracks, config.degeneracy):
             return _resting(tracks, times, turning, config)
         raise
-    if turning is not None and _rests(turning, tracks, keyframe_map, guesses, config):
+    if turning is not None and _rests(
+        turning, tracks, keyframe_map, guesses, config, is_known=known is not None
+    ):
         return _resting(as_filmed, times, turning, config)
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
     if not mapper.map.is_posed.all() and relocalise(
@@ -195,17 +197,20 @@ def _rests(
     keyframe_map: KeyframeMap,
     guesses: list[float],
     config: GeometryConfig,
+    *,
+    is_known: bool,
 ) -> bool:
     """Whether a clip that turning may explain has nothing more in its map; judged without its zoom where that has been
     taken out."""
-    if tracks.zoom is None:
-        return only_turns(turning, keyframe_map, tracks, config.degeneracy)
-    again = fit_rotation(tracks, [*guesses, keyframe_map.focal_px])
-    return (
-        again is not None
-        and may_only_turn(again, tracks, config.degeneracy)
-        and only_turns(again, keyframe_map, tracks, config.degeneracy)
-    )
+    fit: RotationFit | None = turning
+    if tracks.zoom is not None:
+        fit = fit_rotation(tracks, [*guesses, keyframe_map.focal_px])
+        if fit is None or not may_only_turn(fit, tracks, config.degeneracy):
+            return False
+    if not only_turns(fit, keyframe_map, tracks, config.degeneracy):
+        return False
+    mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=is_known)
+    return not travels_when_sharp(fit, mapper, tracks, config.refine, config.degeneracy)
 
 
 def _resting(tracks: Tracks, times: np.ndarray, turning: RotationFit, config: GeometryConfig) -> Geometry:
