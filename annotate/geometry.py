@@ -202,15 +202,15 @@ def _rests(
 ) -> bool:
     """Whether a clip that turning may explain has nothing more in its map; judged without its zoom where that has been
     taken out."""
-    fit: RotationFit | None = turning
     if tracks.zoom is not None:
-        fit = fit_rotation(tracks, [*guesses, keyframe_map.focal_px])
-        if fit is None or not may_only_turn(fit, tracks, config.degeneracy):
+        again = fit_rotation(tracks, [*guesses, keyframe_map.focal_px])
+        if again is None or not may_only_turn(again, tracks, config.degeneracy):
             return False
-    if not only_turns(fit, keyframe_map, tracks, config.degeneracy):
+        turning = again
+    if not only_turns(turning, keyframe_map, tracks, config.degeneracy):
         return False
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=is_known)
-    return not travels_when_sharp(fit, mapper, tracks, config.refine, config.degeneracy)
+    return not travels_when_sharp(turning, mapper, tracks, config.refine, config.degeneracy)
 
 
 def _resting(tracks: Tracks, times: np.ndarray, turning: RotationFit, config: GeometryConfig) -> Geometry:
@@ -274,8 +274,9 @@ def _label(mapper: Mapper, centres: np.ndarray, sigma: FrameSigma, config: Geome
         return "low_parallax"
     if is_distorted(mapper, config.distorted):
         return "distorted"
-    middle = np.median(centres, axis=0)
-    if is_planar(mapper.map.points, middle, config.degeneracy) or looks_flat(mapper.map, config.degeneracy):
+    middle, sigma_px = np.median(centres, axis=0), mapper.adjusted_bundle()[0].sigma_px
+    is_flat = looks_flat(mapper.map, config.degeneracy, sigma_px=sigma_px)
+    if is_flat or is_planar(mapper.map.points, middle, config.degeneracy):
         return "planar"
     return "ok"
 
