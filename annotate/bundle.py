@@ -75,6 +75,13 @@ def _settled(bundle: Bundle, config: BundleConfig, layout: Layout) -> Bundle:
     al. 2012): without this, steps along the valley between focal length and depth are too bent to be taken."""
     if not (config.free_points and config.free_poses) or bundle.depth is not None:
         return bundle
+    return settle(bundle, config, layout)
+
+
+def settle(bundle: Bundle, config: BundleConfig, layout: Layout | None = None) -> Bundle:
+    """The bundle with each point moved to where the cameras as they are see it, by the loss of `config`; points that
+    fewer than two observations show stay."""
+    layout = layout or Layout.of(bundle, config)
     packed = pack(bundle)
     points = packed.points.copy()
     kernels.settle_points(

@@ -206,9 +206,9 @@ def _clip_depth(info: VideoInfo, config: ClipConfig, given: Given | None) -> Cli
 
 
 def _timed(depth: ClipDepth, times: list[float]) -> Any:
-    def adjust_map(mapper: Any, tracks: Any) -> None:
+    def adjust_map(mapper: Any, tracks: Any) -> bool:
         depth.timestamps_s = np.array(times)
-        depth(mapper, tracks)
+        return depth(mapper, tracks)
 
     return adjust_map
 

@@ -71,16 +71,18 @@ class ClipDepth:
             return "given"
         return None if self._config.backend == NO_DEPTH else self._config.backend
 
-    def __call__(self, mapper: Mapper, tracks: Tracks) -> None:
-        """Adjusts the map with the depth of its keyframes where the depth is not made from the map itself."""
+    def __call__(self, mapper: Mapper, tracks: Tracks) -> bool:
+        """Adjusts the map with the depth of its keyframes where the depth is not made from the map itself; whether any
+        has entered."""
         if self.backend in (None, PLANE_SWEEP):
-            return
+            return False
         wanted = keyframes_for_depth(mapper, tracks, self._adjustment)
         reconstruction = keyframe_reconstruction(mapper, tracks, np.zeros(0, dtype=np.int64))
         reconstruction = replace(reconstruction, timestamps_s=self.timestamps_s)
         self.outcome = adjust_with_depth(mapper, tracks, self._maps(wanted, reconstruction), self._adjustment)
         if self.outcome is None:
             logger.info("depth of %d keyframes meets too few points to enter the adjustment", len(wanted))
+        return self.outcome is not None
 
     def cues(self, reconstruction: Reconstruction, sigma: float) -> list[Cue]:
         """The metric scale that the depth states. sigma: doubt that all maps of an estimator share."""

@@ -55,6 +55,9 @@ class DegeneracyConfig:
     """Share of all points, short-lived ones too, that turning and zooming must explain to have that benefit of the
     doubt. The longest tracks, which the fit is made of, are those of the farthest things: there a step forward looks
     like a zoom."""
+    gain_when_sharp: float = 1.5
+    """The same on aligned observations: 0.8 to 1.15 of cameras that turn or zoom, 2 of a step of a tenth of a metre in a
+    room."""
     planar_share: float = 0.95
     """Share of the points on one plane from which a clip is labelled planar: its focal length, and with it the
     path, may be another's."""
@@ -67,6 +70,11 @@ class DegeneracyConfig:
     and in two or more of eight no more than 0.77."""
     flat_px: float = 2.0
     """Error up to which it does."""
+    relief_sigmas: float = 4.0
+    """And yet it is not planar where that homography misses points by so many times the scatter of the map's residuals,"""
+    relief_share: float = 0.15
+    """of more than this share of the tracks in half of the pairs: aligned observations show depth that is small beside
+    an image. Planes have under 0.1."""
     zoom_log_range: float = 0.04
     """Range of the log focal length over a turning clip from which it counts as zooming."""
 
@@ -126,29 +134,56 @@ def is_planar(points: np.ndarray, centre: np.ndarray, config: DegeneracyConfig) 
     return bool(near.mean(axis=0)[length[:, 0] > 0].max(initial=0.0) > config.planar_share)
 
 
-def looks_flat(keyframe_map: KeyframeMap, config: DegeneracyConfig, *, num_pairs: int = 8) -> bool:
-    """Whether one homography takes each keyframe's inliers to the furthest keyframe that shares enough of them."""
+def looks_flat(
+    keyframe_map: KeyframeMap,
+    config: DegeneracyConfig,
+    *,
+    sigma_px: float | None = None,
+    num_pairs: int = 8,
+) -> bool:
+    """Whether one homography takes each keyframe's inliers to the furthest keyframe that shares enough of them.
+    sigma_px: scatter of the map's residuals, beside which depth shows that is small beside an image; None: not asked."""
     rows = np.flatnonzero(keyframe_map.is_inlier & keyframe_map.is_posed[keyframe_map.kf_idx])
     rows = rows[np.argsort(keyframe_map.kf_idx[rows], kind="stable")]
     num_kf = len(keyframe_map.cam_from_world)
     bounds = np.searchsorted(keyframe_map.kf_idx[rows], np.arange(num_kf + 1))
-    threshold = config.flat_px * max(keyframe_map.width, keyframe_map.height) / 640
-    shares = []
+    # Without the lens's distortion, which bends a plane as well.
+    rays = unproject(keyframe_map.ideal_px(rows), keyframe_map.intrinsics())
+    xy_px = keyframe_map.focal_px * rays[:, :2] / rays[:, 2:]
+    shares, reliefs = [], []
     for first in np.unique(np.linspace(0, max(num_kf - 2, 0), num_pairs).astype(int)):
-        a = rows[bounds[first] : bounds[first + 1]]
+        a = np.arange(bounds[first], bounds[first + 1])
         for second in range(num_kf - 1, first, -1):
-            b = rows[bounds[second] : bounds[second + 1]]
+            b = np.arange(bounds[second], bounds[second + 1])
             _, at_a, at_b = np.intersect1d(
-                keyframe_map.track_idx[a], keyframe_map.track_idx[b], return_indices=True
+                keyframe_map.track_idx[rows[a]], keyframe_map.track_idx[rows[b]], return_indices=True
             )
             if len(at_a) < _TRACKS_OF_A_PAIR:
                 continue
-            matrix, is_inlier = cv2.findHomography(
-                keyframe_map.ideal_px(a[at_a]), keyframe_map.ideal_px(b[at_b]), cv2.RANSAC, threshold
-            )
-            shares.append(0.0 if matrix is None else float(is_inlier.mean()))
+            error = _off_homography(xy_px[a[at_a]], xy_px[b[at_b]], keyframe_map, config)
+            shares.append(float(np.mean(error < config.flat_px * _per_640(keyframe_map))))
+            if sigma_px is not None:
+                reliefs.append(float(np.mean(error > config.relief_sigmas * np.sqrt(2) * sigma_px)))
             break
-    return len(shares) > 0 and sorted(shares)[int(len(shares) >= 4)] > config.flat_share
+    if not shares or sorted(shares)[int(len(shares) >= 4)] <= config.flat_share:
+        return False
+    return not reliefs or float(np.median(reliefs)) <= config.relief_share
+
+
+def _per_640(keyframe_map: KeyframeMap) -> float:
+    return max(keyframe_map.width, keyframe_map.height) / 640
+
+
+def _off_homography(
+    xy_a: np.ndarray, xy_b: np.ndarray, keyframe_map: KeyframeMap, config: DegeneracyConfig
+) -> np.ndarray:
+    """Pixels [n] that the homography which most agree with misses xy_b by; inf where there is none."""
+    threshold = config.flat_px * _per_640(keyframe_map)
+    matrix, _ = cv2.findHomography(xy_a, xy_b, cv2.RANSAC, threshold)
+    if matrix is None:
+        return np.full(len(xy_a), np.inf)
+    mapped = cv2.perspectiveTransform(xy_a[None], matrix)[0]
+    return np.linalg.norm(mapped - xy_b, axis=1)
 
 
 def fit_rotation(

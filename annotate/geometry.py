@@ -38,7 +38,7 @@ from worldline.annotate.refine import RefineConfig, find_again, refine_observati
 from worldline.annotate.relocalise import RelocaliseConfig, relocalise
 from worldline.annotate.shutter import ShutterConfig, image_velocity, velocity_of_rows
 from worldline.annotate.tracks import TrackConfig, Tracks, track_points, without
-from worldline.annotate.turning import may_only_turn, only_turns
+from worldline.annotate.turning import may_only_turn, only_turns, travels_when_sharp
 from worldline.annotate.uncertainty import FrameSigma, SigmaConfig, frame_sigmas
 from worldline.annotate.zoom import (
     ZoomConfig,
@@ -102,13 +102,13 @@ def estimate_geometry(
     config: GeometryConfig,
     *,
     known: Intrinsics | None = None,
-    adjust_map: Callable[[Mapper, Tracks], None] | None = None,
+    adjust_map: Callable[[Mapper, Tracks], bool] | None = None,
 ) -> Geometry:
     """Recovers the camera's path through (grey [H, W], rgb [H, W, 3]) uint8 frames with square pixels.
 
     `timestamps_s` is filled by the caller as the frames are drawn. `known`: intrinsics to hold.
     `adjust_map` may bring further measurements (depth) into the finished keyframe map before the frames
-    between are posed. Raises ClipRejected where tracks exist but no path can be found.
+    between are posed; it says whether it has. Raises ClipRejected where tracks exist but no path can be found.
     """
     tracks = track_points(frames, config.tracks)
     times = np.array(timestamps_s, dtype=np.float64)
@@ -132,7 +132,9 @@ def estimate_geometry(
         if turning is not None and is_explained(turning, tracks, config.degeneracy):
             return _resting(tracks, times, turning, config)
         raise
-    if turning is not None and _rests(turning, tracks, keyframe_map, guesses, config):
+    if turning is not None and _rests(
+        turning, tracks, keyframe_map, guesses, config, is_known=known is not None
+    ):
         return _resting(as_filmed, times, turning, config)
     mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=known is not None)
     if not mapper.map.is_posed.all() and relocalise(
@@ -160,11 +162,15 @@ def estimate_geometry(
         raise ClipRejected("mapping", "no_map", "no keyframe or no point survived the adjustment")
     if tracks.zoom is not None:
         tracks = refine_zoom(mapper, tracks, config.zoom)
-    if adjust_map is not None:
-        adjust_map(mapper, tracks)
+    has_more = adjust_map is not None and adjust_map(mapper, tracks)
     focal_px = None if tracks.zoom is None else np.full(tracks.num_frames, mapper.map.focal_px)
     poses = pose_all_frames(
-        tracks, mapper.map, max_error_px=mapper.max_error_px, velocity_px=velocity, focal_px=focal_px
+        tracks,
+        mapper.map,
+        max_error_px=mapper.max_error_px,
+        move_points=not has_more,
+        velocity_px=velocity,
+        focal_px=focal_px,
     )
     return _conclude(tracks, times, mapper, poses, config)
 
@@ -191,17 +197,20 @@ def _rests(
     keyframe_map: KeyframeMap,
     guesses: list[float],
     config: GeometryConfig,
+    *,
+    is_known: bool,
 ) -> bool:
     """Whether a clip that turning may explain has nothing more in its map; judged without its zoom where that has been
     taken out."""
-    if tracks.zoom is None:
-        return only_turns(turning, keyframe_map, tracks, config.degeneracy)
-    again = fit_rotation(tracks, [*guesses, keyframe_map.focal_px])
-    return (
-        again is not None
-        and may_only_turn(again, tracks, config.degeneracy)
-        and only_turns(again, keyframe_map, tracks, config.degeneracy)
-    )
+    if tracks.zoom is not None:
+        again = fit_rotation(tracks, [*guesses, keyframe_map.focal_px])
+        if again is None or not may_only_turn(again, tracks, config.degeneracy):
+            return False
+        turning = again
+    if not only_turns(turning, keyframe_map, tracks, config.degeneracy):
+        return False
+    mapper = Mapper.of(keyframe_map, config.mapping, tracks, known_focal=is_known)
+    return not travels_when_sharp(turning, mapper, tracks, config.refine, config.degeneracy)
 
 
 def _resting(tracks: Tracks, times: np.ndarray, turning: RotationFit, config: GeometryConfig) -> Geometry:
@@ -265,8 +274,9 @@ def _label(mapper: Mapper, centres: np.ndarray, sigma: FrameSigma, config: Geome
         return "low_parallax"
     if is_distorted(mapper, config.distorted):
         return "distorted"
-    middle = np.median(centres, axis=0)
-    if is_planar(mapper.map.points, middle, config.degeneracy) or looks_flat(mapper.map, config.degeneracy):
+    middle, sigma_px = np.median(centres, axis=0), mapper.adjusted_bundle()[0].sigma_px
+    is_flat = looks_flat(mapper.map, config.degeneracy, sigma_px=sigma_px)
+    if is_flat or is_planar(mapper.map.points, middle, config.degeneracy):
         return "planar"
     return "ok"
 
@@ -301,7 +311,7 @@ def _reconstruction(
             if keyframe_map.model != "pinhole"
             else (),
         ),
-        points_in_world=keyframe_map.points[used] @ first_from_old[:, :3].T + first_from_old[:, 3],
+        points_in_world=poses.points[used] @ first_from_old[:, :3].T + first_from_old[:, 3],
         point_rgb=rgb[used],
         frame_idx=poses.frame_idx[kept].astype(np.int32),
         point_idx=point_idx.astype(np.int32),

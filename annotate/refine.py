@@ -2,8 +2,8 @@
 out.
 
 Lucas-Kanade from frame to frame drifts and knows nothing of scale or slant. Once poses and depths are known,
-each point's patch in a reference keyframe can be warped into any other keyframe (plane parallel to the
-reference image) and aligned there directly: inverse-compositional alignment (Baker & Matthews 2004) on
+each point's patch in a reference keyframe can be warped into any other keyframe, on the plane through the
+points around it (annotate/slant.py), and aligned there directly: inverse-compositional alignment (Baker & Matthews 2004) on
 patches normalised for gain and bias. The same search, at the predicted place, finds points again that their
 track had lost: this closes loops inside the clip without descriptors.
 """
@@ -11,7 +11,7 @@ track had lost: this closes loops inside the clip without descriptors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ from worldline.annotate.camera import invert, project, transform, unproject
 from worldline.annotate.keyframe_map import KeyframeMap, shutter_px
 from worldline.annotate.patch_alignment import align_patches, sample_patches
 from worldline.annotate.shutter import velocity_nearby
+from worldline.annotate.slant import SlantConfig, inverse_depth_slope
 
 _STEP_PX = 2.0
 """Distance over which a patch's affine warp is measured."""
@@ -45,23 +46,29 @@ class RefineConfig:
     num_reference_gap: int = 3
     """Keyframes this close to a point's own observations are not searched: tracking has just lost it
     there."""
+    slant: SlantConfig = field(default_factory=SlantConfig)
 
 
 @dataclass(frozen=True, slots=True)
 class _References:
-    """One reference patch per point."""
+    """One reference observation per point."""
 
     row: np.ndarray
     """[N] observation that is the reference; -1 where the point has none."""
+    in_world: np.ndarray
+    """[N, 3, 3] the point and, `_STEP_PX` to its right and below in the reference, its neighbours on the surface."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Patches:
+    """The references' patches."""
+
     patch: np.ndarray
     """[N, S] normalised grey values."""
     gradient: np.ndarray
     """[N, S, 2]"""
     hessian_inverse: np.ndarray
     """[N, 2, 2]; NaN where the patch has no corner in it."""
-    in_world: np.ndarray
-    """[N, 3, 3] the point and, `_STEP_PX` to its right and below in the reference, its neighbours on the plane
-    parallel to the image."""
 
 
 def refine_observations(
@@ -72,7 +79,8 @@ def refine_observations(
     greys: one [H, W] uint8 image per keyframe. Observations that cannot be aligned keep their place. The
     map's poses and points are not changed: adjust them after.
     """
-    references = _references(greys, keyframe_map, config)
+    references = _references(keyframe_map, config)
+    patches = _patches(greys, keyframe_map, references, config)
     xy = keyframe_map.xy_px.copy()
     for kf in np.flatnonzero(keyframe_map.is_posed).tolist():
         rows = np.flatnonzero((keyframe_map.kf_idx == kf) & keyframe_map.is_inlier)
@@ -82,7 +90,7 @@ def refine_observations(
             continue
         track = keyframe_map.track_idx[rows]
         warp, _ = _warps(keyframe_map, references, track, kf)
-        found, score = _align(greys[kf], references, track, warp, xy[rows], config)
+        found, score = _align(greys[kf], patches, track, warp, xy[rows], config)
         shift = np.linalg.norm(found - xy[rows], axis=1)
         good = (score > config.min_correlation) & (shift < config.max_shift_px)
         xy[rows[good]] = found[good]
@@ -91,22 +99,23 @@ def refine_observations(
 
 def find_again(greys: Sequence[np.ndarray], keyframe_map: KeyframeMap, config: RefineConfig) -> KeyframeMap:
     """Adds observations of points in keyframes that should see them but whose tracks do not reach there."""
-    references = _references(greys, keyframe_map, config)
+    references = _references(keyframe_map, config)
+    patches = _patches(greys, keyframe_map, references, config)
     halves = [cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for grey in greys]
-    half_references = _references(halves, keyframe_map, config, scale=0.5)
+    half_patches = _patches(halves, keyframe_map, references, config, scale=0.5)
     added: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     observed_by = [keyframe_map.track_idx[keyframe_map.kf_idx == k] for k in range(len(greys))]
     for kf in np.flatnonzero(keyframe_map.is_posed).tolist():
-        track = _candidates(keyframe_map, references, observed_by, kf, config)
+        track = _candidates(keyframe_map, references, patches, observed_by, kf, config)
         if len(track) == 0:
             continue
         warp, ideal = _warps(keyframe_map, references, track, kf)
         predicted, velocity = _as_read(keyframe_map, kf, ideal)
-        rough, score = _align(halves[kf], half_references, track, warp, predicted / 2, config)
+        rough, score = _align(halves[kf], half_patches, track, warp, predicted / 2, config)
         ok = score > 0.7 * config.min_correlation
         if not ok.any():
             continue
-        found, score = _align(greys[kf], references, track[ok], warp[ok], rough[ok] * 2, config)
+        found, score = _align(greys[kf], patches, track[ok], warp[ok], rough[ok] * 2, config)
         good = score > config.min_correlation
         good &= _agrees(found - predicted[ok], found, good)
         if good.sum() >= 8:
@@ -154,6 +163,7 @@ def _agrees(offset: np.ndarray, xy: np.ndarray, valid: np.ndarray) -> np.ndarray
 def _candidates(
     keyframe_map: KeyframeMap,
     references: _References,
+    patches: _Patches,
     observed_by: list[np.ndarray],
     kf: int,
     config: RefineConfig,
@@ -164,7 +174,7 @@ def _candidates(
         max(0, kf - config.num_reference_gap), min(len(observed_by), kf + config.num_reference_gap + 1)
     )
     free = np.isfinite(keyframe_map.points[:, 0]) & (references.row >= 0)
-    free &= np.isfinite(references.hessian_inverse[:, 0, 0])
+    free &= np.isfinite(patches.hessian_inverse[:, 0, 0])
     for other in near:
         free[observed_by[other]] = False
     track = np.flatnonzero(free)
@@ -176,9 +186,7 @@ def _candidates(
     inside = np.isfinite(pixels[:, 0]) & np.all((pixels > margin) & (pixels < size - margin), axis=1)
     reference_kf = keyframe_map.kf_idx[references.row[track]]
     reference_cam = keyframe_map.cam_from_world[reference_kf]
-    depth = (
-        np.einsum("nj,nj->n", reference_cam[:, 2, :3], keyframe_map.points[track]) + reference_cam[:, 2, 3]
-    )
+    depth = _depths(keyframe_map, references.row[track])
     ratio = in_cam[:, 2] / np.maximum(depth, 1e-9)
     to_point = keyframe_map.points[track] - invert(cam_from_world)[:, 3]
     to_point_reference = keyframe_map.points[track] - invert(reference_cam)[:, :, 3]
@@ -201,26 +209,39 @@ def _candidates(
     return track
 
 
-def _references(
-    greys: Sequence[np.ndarray], keyframe_map: KeyframeMap, config: RefineConfig, *, scale: float = 1.0
-) -> _References:
-    """The middle inlier observation of each point, its normalised patch and what the alignment needs of
-    it."""
-    num_tracks = len(keyframe_map.points)
+def _references(keyframe_map: KeyframeMap, config: RefineConfig) -> _References:
+    """The middle inlier observation of each point, and the surface there."""
     usable = keyframe_map.is_inlier & keyframe_map.is_posed[keyframe_map.kf_idx]
     usable &= np.isfinite(keyframe_map.points[keyframe_map.track_idx, 0])
     rows = np.flatnonzero(usable)
     rows = rows[np.lexsort((keyframe_map.kf_idx[rows], keyframe_map.track_idx[rows]))]
     begins = np.flatnonzero(np.diff(keyframe_map.track_idx[rows], prepend=-1))
     counts = np.diff(np.append(begins, len(rows)))
-    reference = np.full(num_tracks, -1)
     middle = rows[begins + counts // 2]
-    reference[keyframe_map.track_idx[middle]] = middle
+    track = keyframe_map.track_idx[middle]
+    reference, in_world = np.full(len(keyframe_map.points), -1), np.zeros((len(keyframe_map.points), 3, 3))
+    reference[track] = middle
+    in_world[track] = _neighbours(keyframe_map, middle, usable, config.slant)
+    return _References(reference, in_world)
+
+
+def _patches(
+    greys: Sequence[np.ndarray],
+    keyframe_map: KeyframeMap,
+    references: _References,
+    config: RefineConfig,
+    *,
+    scale: float = 1.0,
+) -> _Patches:
+    """Normalised patches around the references, in images of `scale` times the size, and what the alignment needs of
+    them."""
+    num_tracks = len(keyframe_map.points)
     side = 2 * config.half_px + 1
     patch = np.zeros((num_tracks, side * side), dtype=np.float32)
     gradient = np.zeros((num_tracks, side * side, 2), dtype=np.float32)
-    for kf in np.unique(keyframe_map.kf_idx[middle]):
-        at = middle[keyframe_map.kf_idx[middle] == kf]
+    row = references.row[references.row >= 0]
+    for kf in np.unique(keyframe_map.kf_idx[row]):
+        at = row[keyframe_map.kf_idx[row] == kf]
         values = sample_patches(greys[kf], keyframe_map.xy_px[at] * scale, config.half_px + 1)
         track = keyframe_map.track_idx[at]
         inner = values[:, 1:-1, 1:-1].reshape(len(at), -1)
@@ -234,19 +255,36 @@ def _references(
     good = determinant > 1.0
     inverse = np.full((num_tracks, 2, 2), np.nan)
     inverse[good] = np.linalg.inv(hessian[good])
-    in_world = np.zeros((num_tracks, 3, 3))
-    in_world[keyframe_map.track_idx[middle]] = _neighbours(keyframe_map, middle)
-    return _References(reference, patch, gradient, inverse, in_world)
+    return _Patches(patch, gradient, inverse)
 
 
-def _neighbours(keyframe_map: KeyframeMap, row: np.ndarray) -> np.ndarray:
-    """World points [n, 3, 3] at the depth of the observed point: at its pixel, right of it and below."""
+def _neighbours(
+    keyframe_map: KeyframeMap, row: np.ndarray, usable: np.ndarray, config: SlantConfig
+) -> np.ndarray:
+    """World points [n, 3, 3] of observations: what shows at the pixel, right of it and below, on the surface there.
+    usable [M] bool: observations that tell of surfaces."""
+    depth = _depths(keyframe_map, np.arange(len(keyframe_map.kf_idx)))
+    ideal_px = keyframe_map.ideal_px(np.arange(len(keyframe_map.kf_idx)))
+    slope = np.zeros((len(row), 2))
+    for kf in np.unique(keyframe_map.kf_idx[row]):
+        mine = np.flatnonzero(keyframe_map.kf_idx[row] == kf)
+        seen = np.flatnonzero(usable & (keyframe_map.kf_idx == kf) & (depth > 0))
+        front = mine[np.isin(row[mine], seen)]
+        slope[front] = inverse_depth_slope(
+            ideal_px[seen], depth[seen], np.searchsorted(seen, row[front]), config
+        )
+    offsets = np.array([[0.0, 0.0], [_STEP_PX, 0.0], [0.0, _STEP_PX]])
+    rays = unproject(ideal_px[row][:, None] + offsets, keyframe_map.intrinsics())
+    depths = depth[row][:, None] / (1 + slope @ offsets.T)
+    in_cam = rays / rays[:, :, 2:] * depths[:, :, None]
+    return transform(invert(keyframe_map.cam_from_world[keyframe_map.kf_idx[row]]), in_cam)
+
+
+def _depths(keyframe_map: KeyframeMap, row: np.ndarray) -> np.ndarray:
+    """Depth [n] of observed points along the optical axis; NaN where pose or point is missing."""
     cam_from_world = keyframe_map.cam_from_world[keyframe_map.kf_idx[row]]
     point = keyframe_map.points[keyframe_map.track_idx[row]]
-    depth = np.einsum("nj,nj->n", cam_from_world[:, 2, :3], point) + cam_from_world[:, 2, 3]
-    offsets = np.array([[0.0, 0.0], [_STEP_PX, 0.0], [0.0, _STEP_PX]])
-    rays = unproject(keyframe_map.ideal_px(row)[:, None] + offsets, keyframe_map.intrinsics())
-    return transform(invert(cam_from_world), rays / rays[:, :, 2:] * depth[:, None, None])
+    return np.einsum("nj,nj->n", cam_from_world[:, 2, :3], point) + cam_from_world[:, 2, 3]
 
 
 def _warps(
@@ -262,7 +300,7 @@ def _warps(
 
 def _align(
     grey: np.ndarray,
-    references: _References,
+    patches: _Patches,
     track: np.ndarray,
     warp: np.ndarray,
     start: np.ndarray,
@@ -271,9 +309,9 @@ def _align(
     """Aligned pixels [n, 2] and their normalised correlation [n], from the given start."""
     return align_patches(
         grey,
-        references.patch[track],
-        references.gradient[track],
-        references.hessian_inverse[track],
+        patches.patch[track],
+        patches.gradient[track],
+        patches.hessian_inverse[track],
         np.ascontiguousarray(warp),
         np.ascontiguousarray(start),
         config.num_iterations,

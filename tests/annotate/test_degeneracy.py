@@ -10,7 +10,7 @@ from worldline.annotate.degeneracy import DegeneracyConfig, is_planar, looks_fla
 from worldline.annotate.keyframe_map import KeyframeMap
 
 
-def keyframe_map(relief: float | np.ndarray, num_cams: int = 5) -> KeyframeMap:
+def keyframe_map(relief: float | np.ndarray, num_cams: int = 5, noise_px: float = 0.5) -> KeyframeMap:
     """Cameras on an arc before a slanted wall with bumps of `relief`, of all points or of each [300], its points mapped
     onto a bowl."""
     rng = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def keyframe_map(relief: float | np.ndarray, num_cams: int = 5) -> KeyframeMap:
         distortion=np.zeros(2),
         kf_idx=kf_idx,
         track_idx=track_idx,
-        xy_px=xy + 0.5 * rng.standard_normal(xy.shape),
+        xy_px=xy + noise_px * rng.standard_normal(xy.shape),
         is_inlier=np.ones(len(kf_idx), dtype=bool),
     )
 
@@ -46,6 +46,15 @@ def test_a_plane_is_told_though_its_map_is_bent(relief: float, expected: bool) -
     found = keyframe_map(relief)
     assert not is_planar(found.points, np.zeros(3), DegeneracyConfig())
     assert looks_flat(found, DegeneracyConfig()) is expected
+
+
+@pytest.mark.parametrize(("relief", "expected"), [(0.0, True), (0.03, False)])
+def test_depth_that_is_small_beside_an_image_shows_beside_the_noise(relief: float, expected: bool) -> None:
+    found = keyframe_map(relief)
+    exact = keyframe_map(relief, noise_px=0.0).xy_px
+    found.xy_px = exact + 0.05 * np.random.default_rng(1).standard_normal(exact.shape)
+    assert looks_flat(found, DegeneracyConfig())
+    assert looks_flat(found, DegeneracyConfig(), sigma_px=0.05) is expected
 
 
 def test_a_map_whose_keyframes_share_too_little_is_not_called_flat() -> None:

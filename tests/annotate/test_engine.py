@@ -256,9 +256,7 @@ def test_alignment_to_one_patch_undoes_disturbed_observations_and_finds_lost_one
 def _is_reference(keyframe_map) -> np.ndarray:  # type: ignore[no-untyped-def]
     from worldline.annotate.refine import _references
 
-    row = _references(
-        [np.zeros((8, 8), np.uint8)] * len(keyframe_map.cam_from_world), keyframe_map, RefineConfig()
-    ).row
+    row = _references(keyframe_map, RefineConfig()).row
     result = np.zeros(len(keyframe_map.xy_px), dtype=bool)
     result[row[row >= 0]] = True
     return result

@@ -10,11 +10,12 @@ import pytest
 
 from worldline.annotate.camera import Intrinsics, project, rotation_from_rotvec, transform
 from worldline.annotate.degeneracy import DegeneracyConfig, fit_rotation, is_explained, is_zooming
-from worldline.annotate.mapper import MappingConfig
+from worldline.annotate.mapper import Mapper, MappingConfig
 from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.moving import MovingConfig, find_moving
+from worldline.annotate.refine import RefineConfig
 from worldline.annotate.tracks import Keyframe, TrackConfig, Tracks, track_points, without
-from worldline.annotate.turning import explained_share, may_only_turn, only_turns
+from worldline.annotate.turning import explained_share, may_only_turn, only_turns, travels_when_sharp
 from worldline.datasets.schema import ClipRejected
 from worldline.datasets.synthetic import ClipRenderer
 from worldline.datasets.synthetic_config import SyntheticConfig
@@ -170,3 +171,26 @@ def test_steps_through_a_room_are_no_zoom() -> None:
     assert not only_turns(fit, keyframe_map, tracks, config)
     generous = dataclasses.replace(config, zoom_background_share=0.0)
     assert only_turns(fit, keyframe_map, tracks, generous)
+    mapper = Mapper.of(keyframe_map, MappingConfig(), tracks, known_focal=False)
+    points, xy_px = keyframe_map.points.copy(), keyframe_map.xy_px.copy()
+    assert travels_when_sharp(fit, mapper, tracks, RefineConfig(), config)
+    assert np.array_equal(mapper.map.points, points, equal_nan=True)
+    assert np.array_equal(mapper.map.xy_px, xy_px)
+
+
+def test_a_zoom_stays_a_zoom_when_sharp() -> None:
+    pytest.importorskip("moderngl")
+    film = SyntheticConfig(
+        path="zooming", scene="outdoor", seed=4, width=384, height=216, num_frames=45, fps=15
+    )
+    with ClipRenderer(film) as renderer:
+        images = [renderer.image(k) for k in range(film.num_frames)]
+    frames = ((cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), image) for image in images)
+    tracks = track_points(frames, TrackConfig())
+    fit = fit_rotation(tracks, [share * 384 for share in MappingConfig().focal_guesses])
+    assert fit is not None
+    # Any map there is of it: its cameras travel, its points have depth.
+    keyframe_map = map_keyframes(tracks, MappingConfig())
+    assert np.isfinite(keyframe_map.points[:, 0]).sum() > 100
+    mapper = Mapper.of(keyframe_map, MappingConfig(), tracks, known_focal=False)
+    assert not travels_when_sharp(fit, mapper, tracks, RefineConfig(), DegeneracyConfig())
