@@ -49,9 +49,11 @@ class OverlayConfig:
     """Share of still edges among a neighbourhood's edges from which it belongs to a logo, and ..."""
     still_density: float = 0.14
     """... share of the neighbourhood's pixels that are still edges: a far horizon has 0.05."""
-    still_camera_share: float = 0.4
-    """Share of all edges that are still from which the camera is; then a logo or inset cannot be told from the
-    scene."""
+    still_camera_agreement: float = 0.8
+    """The same of the median edge, from which the whole scene hardly moves; then a logo or inset cannot be told from
+    it. Cameras that travel have up to 0.7, far down a motorway."""
+    min_width_px: int = 240
+    """Narrower pictures say nothing about logos and insets, whose edges are a few pixels long there."""
     min_looks: int = 4
     """Fewer say nothing about stillness or seams."""
 
@@ -158,8 +160,10 @@ class OverlayScores:
         agreement = cv2.magnitude(means["x"], means["y"]) / np.maximum(means["length"], 1e-6)
         is_still = is_edge & (agreement > self._config.still_agreement)
         is_still &= self._least[top:bottom, left:right] > 0.3 * means["length"]
+        if self._sums["luma"].shape[1] < self._config.min_width_px:
+            return found | {"logo_area_share": None, "picture_in_picture": None}
         # Where there are hardly any edges, those may be the logo's alone.
-        if is_edge.mean() > 0.01 and is_still.sum() > self._config.still_camera_share * is_edge.sum():
+        if is_edge.mean() > 0.01 and np.median(agreement[is_edge]) > self._config.still_camera_agreement:
             return found | {"logo_area_share": None, "picture_in_picture": None}
         is_logo = _dense(is_still, is_edge, means["length"], self._config)
         return found | {

@@ -16,6 +16,9 @@ _LEAST_LEVELS = 2.0
 _RATIO = 1.6
 _DEVIATIONS = 3.0
 _LEAST_OVER_TEXTURE = 0.5
+_ASIDE_PX = 4
+"""A seam's steps are the highest so far to either side, give or take a pixel, in every row: a scene's own long edges,
+of a bus or a wall, lean and leave their column."""
 _LEAST_INSET = 0.16
 """Height of the smallest inset, as a share of the picture's: shorter lines are common in any scene."""
 
@@ -41,7 +44,13 @@ def _mask(step: np.ndarray) -> np.ndarray:
     is_large = step > _RATIO * _beside(step, 1) + _LEAST_LEVELS
     mean, square = _beside(step, 21), _beside(step * step, 21)
     deviation = np.sqrt(np.maximum(square - mean * mean, 0))
-    return is_large | (step > mean + _DEVIATIONS * deviation + _LEAST_OVER_TEXTURE)
+    is_seam = is_large | (step > mean + _DEVIATIONS * deviation + _LEAST_OVER_TEXTURE)
+    return is_seam & (_highest(step, 1) >= _highest(step, _ASIDE_PX))
+
+
+def _highest(values: np.ndarray, aside: int) -> np.ndarray:
+    """Highest of the values up to `aside` pixels to either side."""
+    return cv2.dilate(values, np.ones((1, 2 * aside + 1), np.uint8))
 
 
 def _beside(values: np.ndarray, height: int) -> np.ndarray:
@@ -63,7 +72,7 @@ def split_score(upright: np.ndarray, level: np.ndarray) -> float:
 
 
 def inset_score(upright: np.ndarray, level: np.ndarray) -> float:
-    """Share of the outline of the best rectangle that is a seam, mean of its four sides.
+    """Share of the outline of the best rectangle that is a seam, mean of the best three of its sides.
 
     Sides on the picture's own rim count as found; a rectangle as wide or as high as the picture is a split.
     """
@@ -91,10 +100,21 @@ def inset_score(upright: np.ndarray, level: np.ndarray) -> float:
             for row in (top, bottom):
                 if tolerance < row < height - tolerance:
                     rows = slice(max(0, row - tolerance), row + tolerance + 1)
-                    found = level_sum[rows, second[0]] - level_sum[rows, first[0]]
-                    shares.append(float(found.max()) / (second[0] - first[0]))
-            best = max(best, min(1.0, float(np.mean(shares))))
+                    shares.append(_level_side(level_sum[rows], first[0], second[0]))
+            # Where inside and outside are alike, as sky and sky, one of four sides may not show.
+            best = max(best, min(1.0, float(np.mean(sorted(shares)[-3:]))))
     return best
+
+
+def _level_side(level_sum: np.ndarray, left: int, right: int) -> float:
+    """Share of the columns left..right that is a seam in the best of some rows, less that of the columns beside them
+    in theirs: a rectangle's side ends at its corners, a wall's edge goes on. level_sum: [rows, W + 1] counts up to each column."""
+    reach = (right - left) // 2
+    before, after = max(0, left - reach), min(level_sum.shape[1] - 1, right + reach)
+    inside = (level_sum[:, right] - level_sum[:, left]) / (right - left)
+    beside = (level_sum[:, after] - level_sum[:, right]) + (level_sum[:, left] - level_sum[:, before])
+    beside = beside / max(after - right + left - before, 1)
+    return float(inside.max() - beside.max())
 
 
 def _runs(mask: np.ndarray) -> list[tuple[int, int, int, float]]:

@@ -62,6 +62,26 @@ def test_of_a_still_scene_logos_and_insets_are_unknown():
     assert found["split_screen"] < 0.5
 
 
+def test_a_long_edge_that_leans_is_no_split():
+    """As the roof of a bus that drives by under a still camera: its edge keeps its place, but not one column."""
+
+    def drive_by(image, k, lean_px):
+        top, bottom = WIDTH // 2 + lean_px / 2, WIDTH // 2 - lean_px / 2
+        corners = np.array([[top, 0], [WIDTH, 0], [WIDTH, HEIGHT], [bottom, HEIGHT]]) * 16
+        cv2.fillPoly(image, [corners.astype(np.int32)], (235, 235, 235), cv2.LINE_AA, 4)
+        return image
+
+    leaning, upright = (_scores(lambda image, k, n=n: drive_by(image, k, n))["split_screen"] for n in (10, 0))
+    assert upright > 0.9
+    assert leaning < 0.6
+
+
+def test_small_pictures_say_nothing_about_logos_and_insets():
+    found = _scores(config=OverlayConfig(width_px=160))
+    assert found["logo_area_share"] is found["picture_in_picture"] is None
+    assert found["split_screen"] < 0.5
+
+
 def test_too_few_looks_say_nothing_about_what_stays():
     found = _scores(looks=3)
     assert found["logo_area_share"] is found["split_screen"] is found["picture_in_picture"] is None
@@ -102,6 +122,10 @@ def test_seams_of_drawn_steps_are_their_length():
     luma[20:60, 30:90] = 50
     assert inset_score(*seam_masks(*steps(luma))) > 0.85
     assert inset_score(*seam_masks(*steps(np.zeros((100, 140), np.float32)))) == 0
+    # Two posts between rails that go on, as of a fence, are no inset.
+    rails = luma.copy()
+    rails[20:23] = rails[58:61] = 50
+    assert inset_score(*seam_masks(*steps(rails))) < 0.8
 
 
 def test_lines_of_letters_are_boxed_and_shapes_are_not():
