@@ -112,7 +112,9 @@ def _find_changes(info: VideoInfo, config: SceneConfig) -> list[Transition]:
     gap_s = config.cuts.draft_gap_s
     if gap_s == 0:
         return CutFinder(config.detector, config.cuts)(every_frame())
-    quiet = quiet_groups(info, max_pixels=config.max_pixels) if config.cuts.trusts_packets else []
+    quiet: list[tuple[int, int]] = []
+    if config.cuts.trusts_packets:
+        quiet = quiet_groups(info, max_pixels=config.max_pixels, num_threads=config.num_threads)
     found: list[Transition] = []
     for stretch in unsettled(quiet, info.timestamps_s, _QUIET_MARGIN_S):
         draft = draft_frames(
