@@ -8,7 +8,10 @@ the frames that follow were off by 31 of 255 on the mean in a video where P-fram
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -20,6 +23,8 @@ _DRAFT_THREADS = 3
 """Decoder threads of a draft for each that is asked for. Packets go to the threads in turn, also those that are
 then left out: with two threads and every second packet left out, one thread has all the work.
 """
+
+_Item = TypeVar("_Item")
 
 
 def walk(
@@ -74,6 +79,21 @@ def _index_of(timestamps_s: np.ndarray, time_s: float) -> int | None:
     index = int(np.searchsorted(timestamps_s, time_s - 1e-9))
     is_known = index < len(timestamps_s) and abs(timestamps_s[index] - time_s) < 1e-9 * max(1.0, abs(time_s))
     return index if is_known else None
+
+
+def made_ahead(items: Iterator[_Item], *, count: int) -> Iterator[_Item]:
+    """The same items, up to `count` of them made in a thread while the caller works on the one before.
+
+    Not every decoder has threads, and scaling never does; FFmpeg and OpenCV leave the interpreter to others.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, items, None) for _ in range(count))
+        try:
+            while (item := waiting.popleft().result()) is not None:
+                waiting.append(pool.submit(next, items, None))
+                yield item
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Converter:

@@ -14,7 +14,12 @@ taken for one. tests/annotate/test_quiet.py cuts an edited film of six encoders 
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 import av
 import av.error
@@ -55,43 +60,53 @@ class _Group:
     """Shown after everything coded before it: what stands between such frames is smaller by nature."""
 
 
-def quiet_groups(info: VideoInfo, *, max_pixels: int) -> list[tuple[int, int]]:
+def quiet_groups(info: VideoInfo, *, max_pixels: int, num_threads: int = 1) -> list[tuple[int, int]]:
     """Stretches [first, last) of frame indices, both keyframes, in order; empty where packets tell nothing."""
-    with local_copy(info.path) as local_path, open_container(local_path, for_packets=True) as container:
+    times: list[int] = []
+    with contextlib.ExitStack() as stack:
+        local_path = stack.enter_context(local_copy(info.path))
+        container = stack.enter_context(open_container(local_path, for_packets=True))
         stream = video_stream(container)
-        stream.codec_context.thread_type = "NONE"
-        stream.codec_context.options = {"skip_loop_filter": "all"}
-        convert = Converter(working_size(info.width, info.height, max_pixels), info.width, info.rotation_deg)
-        look = _KeyframeLook(stream.codec_context, convert)
-        times: list[int] = []
-        quiet: list[tuple[int, int]] = []
-        group: _Group | None = None
+        look = stack.enter_context(_KeyframeLook(info, local_path, max_pixels, num_threads))
         try:
-            for packet in container.demux(stream):
-                if packet.size == 0 and packet.dts is None:
-                    continue  # the flush at the end
-                time = packet.pts
-                if time is None:
-                    return []
-                times.append(time)
-                if packet.is_keyframe:
-                    if group is not None and _is_steady(group, packet) and look.is_alike(group.key, packet):
-                        quiet.append((group.start, time))
-                    group = _Group(packet, time)
-                elif group is None or time < group.start:
-                    return []
-                else:
-                    group.is_anchor.append(time > max(group.times, default=group.start))
-                    group.times.append(time)
-                    group.sizes.append(packet.size)
-        except av.error.FFmpegError:
+            for group, following in _steady_groups(container, stream, times):
+                look.compare(group, following)
+        except (av.error.FFmpegError, _TellsNothing):
             return []
-        time_base = stream.time_base
+        quiet, time_base = look.alike(), stream.time_base
     times_s = np.array([seconds(each, time_base) for each in sorted(times)])
     if len(times_s) != info.num_frames or np.abs(times_s - info.timestamps_s).max() > 1e-6:
         return []
     index = {each: k for k, each in enumerate(sorted(times))}
     return [(index[first], index[last]) for first, last in quiet]
+
+
+class _TellsNothing(Exception):
+    """Packets without times, or groups that are open."""
+
+
+def _steady_groups(
+    container: av.container.InputContainer, stream: av.VideoStream, times: list[int]
+) -> Iterator[tuple[_Group, av.Packet]]:
+    """Groups whose packets show no change, each with the keyframe behind it; `times` takes those of all packets."""
+    group: _Group | None = None
+    for packet in container.demux(stream):
+        if packet.size == 0 and packet.dts is None:
+            continue  # the flush at the end
+        time = packet.pts
+        if time is None:
+            raise _TellsNothing
+        times.append(time)
+        if packet.is_keyframe:
+            if group is not None and _is_steady(group, packet):
+                yield group, packet
+            group = _Group(packet, time)
+        elif group is None or time < group.start:
+            raise _TellsNothing
+        else:
+            group.is_anchor.append(time > max(group.times, default=group.start))
+            group.times.append(time)
+            group.sizes.append(packet.size)
 
 
 def _is_steady(group: _Group, following: av.Packet) -> bool:
@@ -108,40 +123,85 @@ def _is_steady(group: _Group, following: av.Packet) -> bool:
 
 
 class _KeyframeLook:
-    """Decodes single keyframes and compares them; remembers the last."""
+    """Decodes single keyframes, each in whichever decoder is free, and compares those at the ends of groups."""
 
-    def __init__(self, codec: av.VideoCodecContext, convert: Converter) -> None:
-        self._codec, self._convert = codec, convert
-        self._last: tuple[av.Packet, np.ndarray] | None = None
+    def __init__(self, info: VideoInfo, local_path: str, max_pixels: int, num_threads: int) -> None:
+        self._info, self._local_path, self._num_threads = info, local_path, num_threads
+        self._size = working_size(info.width, info.height, max_pixels)
+        self._containers = contextlib.ExitStack()
+        self._decoders: SimpleQueue[tuple[av.VideoCodecContext, Converter]] = SimpleQueue()
+        self._pool: ThreadPoolExecutor | None = None
+        self._last: tuple[av.Packet, Future[np.ndarray | None]] | None = None
+        self._asked: deque[tuple[int, int, Future[np.ndarray | None], Future[np.ndarray | None]]] = deque()
+        self._alike: list[tuple[int, int]] = []
 
-    def is_alike(self, first: av.Packet, second: av.Packet) -> bool:
-        """Whether both show one place at one brightness; False where one does not decode."""
-        before, after = self._image(first), self._image(second)
-        if before is None or after is None:
-            return False
-        lumas = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (before, after)]
-        if min(float(luma.mean()) for luma in lumas) < _MIN_LUMA:
-            return False
-        for measure in (np.mean, np.std):
-            low, high = sorted(float(measure(luma)) + 1.0 for luma in lumas)
-            if high > _MAX_GAIN * low:
-                return False
-        return likeness_of_place(before, after) > _MIN_LIKENESS
+    def __enter__(self) -> _KeyframeLook:
+        return self
 
-    def _image(self, packet: av.Packet) -> np.ndarray | None:
-        if self._last is not None and self._last[0] is packet:
-            return self._last[1]
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._containers.close()
+
+    def compare(self, group: _Group, following: av.Packet) -> None:
+        """Takes the next group; remembers it where both its keyframes show one place at one brightness."""
+        assert following.pts is not None
+        self._asked.append((group.start, following.pts, self._image(group.key), self._image(following)))
+        while len(self._asked) > 2 * self._num_threads:
+            self._settle()
+
+    def alike(self) -> list[tuple[int, int]]:
+        """Times of the first and the following keyframe of the groups that were remembered, in order."""
+        while self._asked:
+            self._settle()
+        return self._alike
+
+    def _settle(self) -> None:
+        start, end, before, after = self._asked.popleft()
+        if _is_alike(before.result(), after.result()):
+            self._alike.append((start, end))
+
+    def _image(self, packet: av.Packet) -> Future[np.ndarray | None]:
+        if self._last is None or self._last[0] is not packet:
+            self._last = packet, self._started_pool().submit(self._decode, packet)
+        return self._last[1]
+
+    def _started_pool(self) -> ThreadPoolExecutor:
+        """Threads with a decoder each, opened for the first group that needs them."""
+        if self._pool is None:
+            for _ in range(self._num_threads):
+                container = open_container(self._local_path, for_packets=True)
+                codec = video_stream(self._containers.enter_context(container)).codec_context
+                codec.thread_type = "NONE"
+                codec.options = {"skip_loop_filter": "all"}
+                self._decoders.put((codec, Converter(self._size, self._info.width, self._info.rotation_deg)))
+            self._pool = ThreadPoolExecutor(self._num_threads)
+        return self._pool
+
+    def _decode(self, packet: av.Packet) -> np.ndarray | None:
+        codec, convert = self._decoders.get()
         try:
-            frames = [*self._codec.decode(packet), *self._codec.decode(None)]
+            frames = [*codec.decode(packet), *codec.decode(None)]
+            return convert(frames[0]) if len(frames) == 1 else None
         except av.error.FFmpegError:
             return None
         finally:
-            self._codec.flush_buffers()
-        if len(frames) != 1:
-            return None
-        image = self._convert(frames[0])
-        self._last = packet, image
-        return image
+            codec.flush_buffers()
+            self._decoders.put((codec, convert))
+
+
+def _is_alike(before: np.ndarray | None, after: np.ndarray | None) -> bool:
+    """Whether both show one place at one brightness; False where one did not decode."""
+    if before is None or after is None:
+        return False
+    lumas = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (before, after)]
+    if min(float(luma.mean()) for luma in lumas) < _MIN_LUMA:
+        return False
+    for measure in (np.mean, np.std):
+        low, high = sorted(float(measure(luma)) + 1.0 for luma in lumas)
+        if high > _MAX_GAIN * low:
+            return False
+    return likeness_of_place(before, after) > _MIN_LIKENESS
 
 
 def unsettled(

@@ -21,12 +21,16 @@ import numpy as np
 
 from worldline.annotate.backends import load_backend
 from worldline.annotate.cuts import DETECTORS, CutConfig, CutFinder, find_changes, without_contained
+from worldline.annotate.decoder import made_ahead
 from worldline.annotate.dissolves import Transition
 from worldline.annotate.quiet import quiet_groups, unsettled
 from worldline.annotate.video import Frame, Span, VideoInfo, draft_frames, read_frames
 
 BACKENDS = {"transnet": "worldline.annotate.backends.transnet_scenes:TransnetCutFinder"}
 HOW_TO_INSTALL = {"transnet": "pip install 'worldline[transnet]'"}
+
+_FRAMES_AHEAD = 8
+"""Small pictures that are decoded while the detectors look at the ones before."""
 
 _QUIET_MARGIN_S = 0.5
 """How far the detectors look into groups of pictures that are known to be quiet, for what follows a change."""
@@ -108,7 +112,9 @@ def _find_changes(info: VideoInfo, config: SceneConfig) -> list[Transition]:
     gap_s = config.cuts.draft_gap_s
     if gap_s == 0:
         return CutFinder(config.detector, config.cuts)(every_frame())
-    quiet = quiet_groups(info, max_pixels=config.max_pixels) if config.cuts.trusts_packets else []
+    quiet: list[tuple[int, int]] = []
+    if config.cuts.trusts_packets:
+        quiet = quiet_groups(info, max_pixels=config.max_pixels, num_threads=config.num_threads)
     found: list[Transition] = []
     for stretch in unsettled(quiet, info.timestamps_s, _QUIET_MARGIN_S):
         draft = draft_frames(
@@ -118,6 +124,7 @@ def _find_changes(info: VideoInfo, config: SceneConfig) -> list[Transition]:
             num_threads=config.num_threads,
             stretch=stretch,
         )
+        draft = made_ahead(draft, count=_FRAMES_AHEAD)
         found += find_changes(draft, every_frame, info.timestamps_s, config.detector, config.cuts)
     return without_contained(found)
 
