@@ -24,7 +24,7 @@ from worldline.annotate.cuts import DETECTORS, CutConfig, CutFinder, find_change
 from worldline.annotate.decoder import made_ahead
 from worldline.annotate.dissolves import Transition
 from worldline.annotate.quiet import quiet_groups, unsettled
-from worldline.annotate.video import Frame, Span, VideoInfo, draft_frames, read_frames
+from worldline.annotate.video import Frame, Span, VideoInfo, draft_frames, probe_and, read_frames
 
 BACKENDS = {"transnet": "worldline.annotate.backends.transnet_scenes:TransnetCutFinder"}
 HOW_TO_INSTALL = {"transnet": "pip install 'worldline[transnet]'"}
@@ -80,6 +80,11 @@ class Scene:
     """
     shot_idx: int
     """Counts shots of the video from 0; windows of one shot share it."""
+
+
+def probe_and_cut(path: str, config: SceneConfig) -> tuple[VideoInfo, list[Scene]]:
+    """`probe` and `detect_scenes` of one file, side by side. Raises what they raise."""
+    return probe_and(path, lambda info: detect_scenes(info, config))
 
 
 def detect_scenes(info: VideoInfo, config: SceneConfig) -> list[Scene]:

@@ -31,7 +31,7 @@ import tyro
 from benchmarks.report import write_report
 from worldline.annotate.cuts import CutConfig, find_changes
 from worldline.annotate.decoder import walk
-from worldline.annotate.scenes import SceneConfig, detect_scenes
+from worldline.annotate.scenes import SceneConfig, probe_and_cut
 from worldline.annotate.video import Frame, VideoInfo, probe, read_frames
 
 DATA_DIR = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
@@ -101,8 +101,7 @@ def time_start() -> list[int]:
 
 def time_ours(path: Path, num_threads: int) -> list[int]:
     """Runs the stage in this process; first frames of the shots but the first."""
-    info = probe(str(path))
-    scenes = detect_scenes(info, SceneConfig(num_threads=num_threads))
+    info, scenes = probe_and_cut(str(path), SceneConfig(num_threads=num_threads))
     firsts = [s.span.start_s for before, s in pairwise(scenes) if before.shot_idx != s.shot_idx]
     return np.searchsorted(info.timestamps_s, firsts).tolist()
 
