@@ -23,7 +23,8 @@ from worldline.annotate.backends import load_backend
 from worldline.annotate.cuts import DETECTORS, CutConfig, CutFinder, find_changes, without_contained
 from worldline.annotate.decoder import made_ahead
 from worldline.annotate.dissolves import Transition
-from worldline.annotate.quiet import quiet_groups, unsettled
+from worldline.annotate.pieces import draft_in_pieces
+from worldline.annotate.quiet import closed_and_quiet_groups, unsettled
 from worldline.annotate.video import Frame, Span, VideoInfo, draft_frames, probe_and, read_frames
 
 BACKENDS = {"transnet": "worldline.annotate.backends.transnet_scenes:TransnetCutFinder"}
@@ -117,19 +118,16 @@ def _find_changes(info: VideoInfo, config: SceneConfig) -> list[Transition]:
     gap_s = config.cuts.draft_gap_s
     if gap_s == 0:
         return CutFinder(config.detector, config.cuts)(every_frame())
+    keyframes: list[int] = []
     quiet: list[tuple[int, int]] = []
+    look = {"max_pixels": config.max_pixels, "num_threads": config.num_threads}
     if config.cuts.trusts_packets:
-        quiet = quiet_groups(info, max_pixels=config.max_pixels, num_threads=config.num_threads)
+        keyframes, quiet = closed_and_quiet_groups(info, **look)
     found: list[Transition] = []
     for stretch in unsettled(quiet, info.timestamps_s, _QUIET_MARGIN_S):
-        draft = draft_frames(
-            info,
-            max_pixels=config.max_pixels,
-            gap_s=gap_s,
-            num_threads=config.num_threads,
-            stretch=stretch,
-        )
-        draft = made_ahead(draft, count=_FRAMES_AHEAD)
+        draft = draft_in_pieces(info, keyframes, gap_s=gap_s, stretch=stretch, **look)
+        if draft is None:
+            draft = made_ahead(draft_frames(info, gap_s=gap_s, stretch=stretch, **look), count=_FRAMES_AHEAD)
         found += find_changes(draft, every_frame, info.timestamps_s, config.detector, config.cuts)
     return without_contained(found)
 
