@@ -64,7 +64,8 @@ def closed_and_quiet_groups(
     info: VideoInfo, *, max_pixels: int, num_threads: int = 1
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Keyframes, all of which start closed groups, and the quiet stretches [first, last) between two of them: frame
-    indices, in order; both empty where packets tell nothing."""
+    indices, in order; both empty where packets tell nothing. Of containers that do not list their frames, where seeking
+    may fail, no keyframes."""
     times: list[int] = []
     keys: list[int] = []
     with contextlib.ExitStack() as stack:
@@ -77,12 +78,13 @@ def closed_and_quiet_groups(
                 look.compare(group, following)
         except (av.error.FFmpegError, _TellsNothing):
             return [], []
-        quiet, time_base = look.alike(), stream.time_base
+        quiet, time_base, num_listed = look.alike(), stream.time_base, stream.frames
     times_s = np.array([seconds(each, time_base) for each in sorted(times)])
     if len(times_s) != info.num_frames or np.abs(times_s - info.timestamps_s).max() > 1e-6:
         return [], []
     index = {each: k for k, each in enumerate(sorted(times))}
-    return [index[key] for key in keys], [(index[first], index[last]) for first, last in quiet]
+    keyframes = [index[key] for key in keys] if num_listed == len(times) else []
+    return keyframes, [(index[first], index[last]) for first, last in quiet]
 
 
 class _TellsNothing(Exception):

@@ -16,7 +16,7 @@ KINDS = {
     "B-frames": "-c:v libx264 -preset veryfast -bf 3 -g 40",
     "uneven groups, no B-frames": "-c:v libx264 -preset veryfast -bf 0 -force_key_frames 1,2.2,3.0,5.5 -g 250",
     "hevc": "-c:v libx265 -preset ultrafast -x265-params log-level=none:open-gop=0:keyint=48",
-    "keyframes only from frame 100 on": "-c:v libx264 -preset veryfast -force_key_frames expr:gte(n\\,100) -g 50",
+    "mpeg4": "-c:v mpeg4 -q:v 3 -g 40",
 }
 
 
@@ -56,11 +56,16 @@ def test_a_draft_that_gains_nothing_is_not_split(media, tmp_path: Path) -> None:
     assert draft_in_pieces(info, [0, 1000], stretch=(0, 2000), num_threads=2, **look) is None
 
 
+def test_no_pieces_of_containers_that_do_not_list_their_frames(media, tmp_path: Path) -> None:
+    info = probe(str(media.numbered(tmp_path / "a.ts", 120, 25.0, KINDS["B-frames"])))
+    assert closed_and_quiet_groups(info, max_pixels=160 * 90)[0] == []
+
+
 def test_an_error_reaches_the_caller(media, tmp_path: Path) -> None:
     path = media.numbered(tmp_path / "a.mp4", 100, 25.0, KINDS["B-frames"])
     info = probe(str(path))
     frames = draft_in_pieces(info, [0, 40], max_pixels=160 * 90, gap_s=0.06, num_threads=2, stretch=(0, 100))
     assert frames is not None
     Path(path).unlink()
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         next(frames)
