@@ -52,7 +52,8 @@ class SceneConfig:
     max_pixels: int = 160 * 90
     """Size at which changes are looked for."""
     num_threads: int = 2
-    """Decoder threads that find work; the first look, which leaves out many packets, starts three for each."""
+    """Decoders at work at once in the first look; threads of one decoder where it cannot be split into pieces, three for
+    each, as many packets are left out."""
     transnet_threshold: float = 0.5
     """Probability that makes a TransNetV2 cut; NeMo-Curator uses 0.4."""
     cuts: CutConfig = field(default_factory=CutConfig)

@@ -5,7 +5,7 @@ python -m benchmarks.scenes [--repeats 5]
 
 Both read the same files in the same run, turn by turn; medians are reported. The command pays its start each
 time, as a user of it does; its time without the start is shown too. Ours is the whole stage (probe, decode,
-detect) in a warm process, as a worker of the job runs it.
+detect; the file is hashed and decord tried meanwhile) in a warm process, as a worker of the job runs it.
 """
 
 from __future__ import annotations
@@ -239,9 +239,11 @@ def main(options: Options) -> int:
         f"Command: `scenedetect -i FILE detect-adaptive`. Medians of {options.repeats} interleaved runs. Ours also "
         "looks for dissolves and fades, checks each cut against flashes and swings, and hashes the file, none of "
         "which `detect-adaptive` does. It decodes a draft first: without the loop filter and without frames that no "
-        "other refers to. The columns 'draft decoding alone' are the time of decoding that draft of the whole file, "
-        f"{options.num_threads} threads asked for, and nothing else: no probe, no scaling, no detector. Where no group "
-        "of pictures is quiet, that is the least that a detector which looks at these frames can take. Five "
+        "other refers to, in pieces by several decoders where the groups of pictures are closed and the container "
+        "lists its frames. The columns 'draft decoding alone' are the time of one decoder for that draft of the whole "
+        f"file, {options.num_threads} threads asked for, and nothing else: no probe, no scaling, no detector. Pieces take "
+        "less wall time than its threads, which wait for each other; where no group of pictures is quiet, its CPU "
+        "time is about the least that a detector which looks at these frames can take. Five "
         "videos have none: in redkitchen_a an anchor frame costs 0.71 of a keyframe, kitti_a has a single keyframe, in "
         "running_dog the dearest frame of a group costs 2.7 times the median, and in bikes and edited nearly every group "
         "ends at a cut. The target is "
