@@ -56,6 +56,16 @@ def open_container(local_path: str, *, for_packets: bool = False) -> av.containe
         raise ClipRejected("probe", "not_a_video", f"no known video container: {error.strerror}") from error
 
 
+def open_for_decoding(local_path: str) -> av.container.InputContainer:
+    """As `open_container`, without decoding pictures first where an MP4 file's header says that frames are delayed;
+    one that says nothing may have delayed frames too."""
+    container = open_container(local_path, for_packets=True)
+    if not _is_mp4(local_path) or video_stream(container).codec_context.has_b_frames:
+        return container
+    container.close()
+    return open_container(local_path)
+
+
 def _is_mp4(local_path: str) -> bool:
     with open(local_path, "rb") as file:
         return file.read(12)[4:8] == b"ftyp"

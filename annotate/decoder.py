@@ -17,7 +17,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from worldline.annotate.container import decode, frame_time, open_container, seconds, seek, video_stream
+from worldline.annotate.container import decode, frame_time, open_for_decoding, seconds, seek, video_stream
 
 _DRAFT_THREADS = 3
 """Decoder threads of a draft for each that is asked for. Packets go to the threads in turn, also those that are
@@ -44,7 +44,7 @@ def walk(
     # A broken index may refuse to seek, or land past the stretch or where times are unknown: then from the
     # start.
     for is_sought in (True, False) if first > 0 else (False,):
-        with open_container(local_path) as container:
+        with open_for_decoding(local_path) as container:
             stream = video_stream(container)
             stream.codec_context.thread_count = num_threads
             stream.codec_context.thread_type = "AUTO" if num_threads > 1 else "NONE"

@@ -60,25 +60,31 @@ class _Group:
     """Shown after everything coded before it: what stands between such frames is smaller by nature."""
 
 
-def quiet_groups(info: VideoInfo, *, max_pixels: int, num_threads: int = 1) -> list[tuple[int, int]]:
-    """Stretches [first, last) of frame indices, both keyframes, in order; empty where packets tell nothing."""
+def closed_and_quiet_groups(
+    info: VideoInfo, *, max_pixels: int, num_threads: int = 1
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Keyframes, all of which start closed groups, and the quiet stretches [first, last) between two of them: frame
+    indices, in order; both empty where packets tell nothing. Of containers that do not list their frames, where seeking
+    may fail, no keyframes."""
     times: list[int] = []
+    keys: list[int] = []
     with contextlib.ExitStack() as stack:
         local_path = stack.enter_context(local_copy(info.path))
         container = stack.enter_context(open_container(local_path, for_packets=True))
         stream = video_stream(container)
         look = stack.enter_context(_KeyframeLook(info, local_path, max_pixels, num_threads))
         try:
-            for group, following in _steady_groups(container, stream, times):
+            for group, following in _steady_groups(container, stream, times, keys):
                 look.compare(group, following)
         except (av.error.FFmpegError, _TellsNothing):
-            return []
-        quiet, time_base = look.alike(), stream.time_base
+            return [], []
+        quiet, time_base, num_listed = look.alike(), stream.time_base, stream.frames
     times_s = np.array([seconds(each, time_base) for each in sorted(times)])
     if len(times_s) != info.num_frames or np.abs(times_s - info.timestamps_s).max() > 1e-6:
-        return []
+        return [], []
     index = {each: k for k, each in enumerate(sorted(times))}
-    return [(index[first], index[last]) for first, last in quiet]
+    keyframes = [index[key] for key in keys] if num_listed == len(times) else []
+    return keyframes, [(index[first], index[last]) for first, last in quiet]
 
 
 class _TellsNothing(Exception):
@@ -86,9 +92,10 @@ class _TellsNothing(Exception):
 
 
 def _steady_groups(
-    container: av.container.InputContainer, stream: av.VideoStream, times: list[int]
+    container: av.container.InputContainer, stream: av.VideoStream, times: list[int], keys: list[int]
 ) -> Iterator[tuple[_Group, av.Packet]]:
-    """Groups whose packets show no change, each with the keyframe behind it; `times` takes those of all packets."""
+    """Groups whose packets show no change, each with the keyframe behind it; `times` takes those of all packets,
+    `keys` those of keyframes."""
     group: _Group | None = None
     for packet in container.demux(stream):
         if packet.size == 0 and packet.dts is None:
@@ -98,6 +105,7 @@ def _steady_groups(
             raise _TellsNothing
         times.append(time)
         if packet.is_keyframe:
+            keys.append(time)
             if group is not None and _is_steady(group, packet):
                 yield group, packet
             group = _Group(packet, time)

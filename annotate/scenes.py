@@ -23,8 +23,9 @@ from worldline.annotate.backends import load_backend
 from worldline.annotate.cuts import DETECTORS, CutConfig, CutFinder, find_changes, without_contained
 from worldline.annotate.decoder import made_ahead
 from worldline.annotate.dissolves import Transition
-from worldline.annotate.quiet import quiet_groups, unsettled
-from worldline.annotate.video import Frame, Span, VideoInfo, draft_frames, read_frames
+from worldline.annotate.pieces import draft_in_pieces
+from worldline.annotate.quiet import closed_and_quiet_groups, unsettled
+from worldline.annotate.video import Frame, Span, VideoInfo, draft_frames, probe_and, read_frames
 
 BACKENDS = {"transnet": "worldline.annotate.backends.transnet_scenes:TransnetCutFinder"}
 HOW_TO_INSTALL = {"transnet": "pip install 'worldline[transnet]'"}
@@ -51,7 +52,8 @@ class SceneConfig:
     max_pixels: int = 160 * 90
     """Size at which changes are looked for."""
     num_threads: int = 2
-    """Decoder threads that find work; the first look, which leaves out many packets, starts three for each."""
+    """Decoders at work at once in the first look; threads of one decoder where it cannot be split into pieces, three for
+    each, as many packets are left out."""
     transnet_threshold: float = 0.5
     """Probability that makes a TransNetV2 cut; NeMo-Curator uses 0.4."""
     cuts: CutConfig = field(default_factory=CutConfig)
@@ -80,6 +82,11 @@ class Scene:
     """
     shot_idx: int
     """Counts shots of the video from 0; windows of one shot share it."""
+
+
+def probe_and_cut(path: str, config: SceneConfig) -> tuple[VideoInfo, list[Scene]]:
+    """`probe` and `detect_scenes` of one file, side by side. Raises what they raise."""
+    return probe_and(path, lambda info: detect_scenes(info, config))
 
 
 def detect_scenes(info: VideoInfo, config: SceneConfig) -> list[Scene]:
@@ -112,19 +119,16 @@ def _find_changes(info: VideoInfo, config: SceneConfig) -> list[Transition]:
     gap_s = config.cuts.draft_gap_s
     if gap_s == 0:
         return CutFinder(config.detector, config.cuts)(every_frame())
+    keyframes: list[int] = []
     quiet: list[tuple[int, int]] = []
+    look = {"max_pixels": config.max_pixels, "num_threads": config.num_threads}
     if config.cuts.trusts_packets:
-        quiet = quiet_groups(info, max_pixels=config.max_pixels, num_threads=config.num_threads)
+        keyframes, quiet = closed_and_quiet_groups(info, **look)
     found: list[Transition] = []
     for stretch in unsettled(quiet, info.timestamps_s, _QUIET_MARGIN_S):
-        draft = draft_frames(
-            info,
-            max_pixels=config.max_pixels,
-            gap_s=gap_s,
-            num_threads=config.num_threads,
-            stretch=stretch,
-        )
-        draft = made_ahead(draft, count=_FRAMES_AHEAD)
+        draft = draft_in_pieces(info, keyframes, gap_s=gap_s, stretch=stretch, **look)
+        if draft is None:
+            draft = made_ahead(draft_frames(info, gap_s=gap_s, stretch=stretch, **look), count=_FRAMES_AHEAD)
         found += find_changes(draft, every_frame, info.timestamps_s, config.detector, config.cuts)
     return without_contained(found)
 

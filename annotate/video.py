@@ -20,11 +20,12 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import av.error
@@ -43,6 +44,8 @@ from worldline.annotate.decoder import Converter, walk
 from worldline.datasets.schema import ClipRejected
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 MIN_SIDE_PX = 32
 """Smaller videos are refused by `probe`: neither corners nor shot changes mean anything there."""
@@ -161,15 +164,30 @@ def probe(path: str) -> VideoInfo:
     Raises ClipRejected("probe", reason, detail): not_found, is_a_folder, no_permission, bad_file_name,
     empty_file, not_a_video, truncated, no_video_stream, unreadable (no frame decodes) or too_small.
     """
+    return probe_and(path, lambda info: None)[0]
+
+
+def probe_and(path: str, work: Callable[[VideoInfo], _Result]) -> tuple[VideoInfo, _Result]:
+    """`probe`, and what `work` makes of the facts, which it gets while decord is tried and the file is hashed: until
+    then the backend is pyav and the id empty. Raises what `probe` and `work` raise."""
     try:
-        with local_copy(path) as local_path, ThreadPoolExecutor(1) as pool:
-            # hashlib and FFmpeg both leave the interpreter to others while they work.
-            return _probe_local(path, local_path, _size(local_path), pool.submit(_hash, local_path))
+        with local_copy(path) as local_path, ThreadPoolExecutor(2) as pool:
+            # hashlib, decord and FFmpeg all leave the interpreter to others while they work.
+            size_bytes = _size(local_path)
+            video_id = pool.submit(_hash, local_path)
+            info, first = _facts(path, local_path, size_bytes)
+            agrees = (
+                None if first is None else pool.submit(_decord_agrees, local_path, info.timestamps_s, first)
+            )
+            result = work(info)
+            backend = "decord" if agrees is not None and agrees.result() else "pyav"
+            return replace(info, video_id=video_id.result(), backend=backend), result
     except FileNotFoundError as error:
         raise ClipRejected("probe", "not_found", str(path)) from error
 
 
-def _probe_local(path: str, local_path: str, size_bytes: int, video_id: Future[str]) -> VideoInfo:
+def _facts(path: str, local_path: str, size_bytes: int) -> tuple[VideoInfo, av.VideoFrame | None]:
+    """All but the id and the backend, and the first frame where decord may read the file."""
     with open_container(local_path, for_packets=True) as container:
         stream = video_stream(container)
         first, packets = first_frame_and_times(container, stream, size_bytes)
@@ -184,20 +202,19 @@ def _probe_local(path: str, local_path: str, size_bytes: int, video_id: Future[s
         first_s = seconds(first.pts, stream.time_base)
         tick_s = float(stream.time_base) if stream.time_base else 0.0
     if packets is None or first_s is None or abs(packets.sorted_s[0] - first_s) > 1e-9:
-        timestamps_s, backend = decoded_times(local_path), "pyav"
+        timestamps_s, is_plain = decoded_times(local_path), False
     else:
         timestamps_s = packets.sorted_s
         is_plain = packets.is_seekable and rotation_deg == 0 and first.format.name in _DECORD_PIXEL_FORMATS
         is_plain &= size_bytes <= _DECORD_MAX_BYTES
-        backend = "decord" if is_plain and _decord_agrees(local_path, timestamps_s, first) else "pyav"
     num_frames = len(timestamps_s)
     gaps_s = np.diff(timestamps_s)
     mean_gap_s = (
         float(gaps_s.mean()) if num_frames > 1 else (1.0 / float(header_rate) if header_rate else math.nan)
     )
-    return VideoInfo(
+    info = VideoInfo(
         path=path,
-        video_id=video_id.result(),
+        video_id="",
         size_bytes=size_bytes,
         codec=codec,
         pixel_format=first.format.name,
@@ -210,8 +227,9 @@ def _probe_local(path: str, local_path: str, size_bytes: int, video_id: Future[s
         num_frames=num_frames,
         duration_s=float(timestamps_s[-1] - timestamps_s[0]) + mean_gap_s,
         timestamps_s=timestamps_s,
-        backend=backend,
+        backend="pyav",
     )
+    return info, first if is_plain else None
 
 
 def _size(local_path: str) -> int:

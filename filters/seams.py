@@ -108,7 +108,8 @@ def inset_score(upright: np.ndarray, level: np.ndarray) -> float:
 
 def _level_side(level_sum: np.ndarray, left: int, right: int) -> float:
     """Share of the columns left..right that is a seam in the best of some rows, less that of the columns beside them
-    in theirs: a rectangle's side ends at its corners, a wall's edge goes on. level_sum: [rows, W + 1] counts up to each column."""
+    in theirs: a rectangle's side ends at its corners, a wall's edge goes on. level_sum: [rows, W + 1] counts up to each
+    column."""
     reach = (right - left) // 2
     before, after = max(0, left - reach), min(level_sum.shape[1] - 1, right + reach)
     inside = (level_sum[:, right] - level_sum[:, left]) / (right - left)

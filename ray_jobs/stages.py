@@ -22,8 +22,8 @@ import pyarrow as pa
 
 import worldline
 from worldline.annotate.clip import ClipConfig, annotate_clip
-from worldline.annotate.scenes import Scene, SceneConfig, detect_scenes
-from worldline.annotate.video import VideoInfo, local_copy, probe
+from worldline.annotate.scenes import Scene, SceneConfig, probe_and_cut
+from worldline.annotate.video import VideoInfo, local_copy
 from worldline.datasets.commit_log import DISK_FULL_ERRORS, CommitLog, parquet_bytes, read_unit
 from worldline.datasets.dataset_dir import DatasetDir, Generation, PathRecord, path_id
 from worldline.datasets.given_files import given_id, load_given
@@ -86,8 +86,7 @@ class Work:
     """Command-line flags that make the two configs from their defaults."""
     only_clip: str | None = None
     """Annotate this clip alone, again if need be."""
-    probe: Callable[[str], VideoInfo] = probe
-    detect_scenes: Callable[[VideoInfo, SceneConfig], list[Scene]] = detect_scenes
+    probe_and_cut: Callable[[str, SceneConfig], tuple[VideoInfo, list[Scene]]] = probe_and_cut
     annotate_clip: Callable[..., dict[str, Any]] = annotate_clip
 
     def replay(self, path: str, clip: str = "") -> str:
@@ -276,8 +275,7 @@ class ScanVideo(_Worker):
 
     def _probe_and_cut(self, record: PathRecord) -> Row:
         with local_copy(record.path) as local:
-            info = self._work.probe(str(local))
-            scenes = self._work.detect_scenes(info, self._work.scenes)
+            info, scenes = self._work.probe_and_cut(str(local), self._work.scenes)
         if not scenes:
             raise ClipRejected("scenes", "no scene long enough", f"{info.num_frames} frames")
         facts = {f.name: getattr(info, f.name) for f in dataclasses.fields(info)}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worldline.annotate.cuts import CutConfig
-from worldline.annotate.quiet import quiet_groups, unsettled
+from worldline.annotate.quiet import closed_and_quiet_groups, unsettled
 from worldline.annotate.scenes import SceneConfig, detect_scenes
 from worldline.annotate.video import probe
 
@@ -65,10 +65,10 @@ def test_a_steady_shot_is_quiet_and_one_with_a_cut_inside_a_group_is_not(media, 
     steady = probe(
         str(media.encode(tmp_path / "a.mp4", _shot(7, 96, 0.5), 25.0, ENCODERS["x264 keeps to its groups"]))
     )
-    assert (0, 24) in quiet_groups(steady, max_pixels=160 * 90)
+    assert (0, 24) in closed_and_quiet_groups(steady, max_pixels=160 * 90)[1]
     cut = np.concatenate([_shot(7, 36, 0.5), _shot(8, 60, 0.5)])
     info = probe(str(media.encode(tmp_path / "b.mp4", cut, 25.0, ENCODERS["x264 keeps to its groups"])))
-    assert (24, 48) not in quiet_groups(info, max_pixels=160 * 90)
+    assert (24, 48) not in closed_and_quiet_groups(info, max_pixels=160 * 90)[1]
 
 
 @given(

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from worldline.annotate import container as container_module
-from worldline.annotate.video import Span, VideoInfo, local_copy, probe, read_frames, working_size
+from worldline.annotate.video import (
+    Span,
+    VideoInfo,
+    local_copy,
+    probe,
+    probe_and,
+    read_frames,
+    working_size,
+)
 from worldline.datasets.schema import ClipRejected
 
 H264 = "-c:v libx264 -preset veryfast"
@@ -85,6 +93,21 @@ def test_every_kind_of_file_gives_each_frame_with_its_time(kind: str, media, tmp
     if kind == "starts at 100 s":
         assert info.timestamps_s[0] == pytest.approx(100.0)
     _check_all_reads(info, media, list(range(60)))
+
+
+def test_work_beside_the_probe_has_all_facts_but_the_id_and_the_decoder(media, tmp_path: Path) -> None:
+    path = str(media.numbered(tmp_path / "a.mp4", 60, 25.0, H264))
+    given: list[VideoInfo] = []
+    info, result = probe_and(path, lambda facts: given.append(facts) or "done")
+    assert result == "done"
+    early, alone = given[0], probe(path)
+    assert (early.video_id, early.backend) == ("", "pyav")
+    assert (info.video_id, info.backend) == (alone.video_id, alone.backend)
+    for field in dataclasses.fields(VideoInfo):
+        if field.name not in ("video_id", "backend"):
+            assert np.array_equal(getattr(early, field.name), getattr(alone, field.name)), field.name
+    with pytest.raises(ZeroDivisionError):
+        probe_and(path, lambda facts: 1 / 0)
 
 
 def test_variable_rate_keeps_the_containers_times(media, tmp_path: Path) -> None:

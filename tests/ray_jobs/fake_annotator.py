@@ -58,6 +58,11 @@ def detect_scenes(info: VideoInfo, config: SceneConfig) -> list[Scene]:
     return [Scene(span=span, overlap_s=0.0, num_cuts=0, shot_idx=k) for k, span in enumerate(spans)]
 
 
+def probe_and_cut(path: str, config: SceneConfig) -> tuple[VideoInfo, list[Scene]]:
+    info = probe(path)
+    return info, detect_scenes(info, config)
+
+
 def annotate_clip(
     info: VideoInfo, scene: Scene, config: ClipConfig, *, sidecar_path: Path | None = None
 ) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def annotate_clip(
 
 def with_fakes(work: Any) -> Any:
     """The job's work with this annotator in place of the true one."""
-    return dataclasses.replace(work, probe=probe, detect_scenes=detect_scenes, annotate_clip=annotate_clip)
+    return dataclasses.replace(work, probe_and_cut=probe_and_cut, annotate_clip=annotate_clip)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ if __name__ == "__main__":
     globals().update(runpy.run_path(fake, run_name="__main__not"))
     from rich.console import Console
     from worldline.ray_jobs import annotate, stages
-    for value in (probe, detect_scenes, annotate_clip):
+    for value in (probe, detect_scenes, probe_and_cut, annotate_clip):
         value.__module__ = "__main__"
     config = annotate.JobConfig(inputs=(videos,), out=__import__("pathlib").Path(out))
     tally = annotate.run_job(config, Console(quiet=True), with_fakes(annotate.make_work(config, "run1")))

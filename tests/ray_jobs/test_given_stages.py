@@ -36,8 +36,7 @@ def work(tmp_path: Path, fake: Any) -> Work:
         scenes=SceneConfig(),
         engine=ClipConfig(mode="gt_pose"),
         limits=Limits(clip_timeout_s=30.0),
-        probe=fake.probe,
-        detect_scenes=fake.detect_scenes,
+        probe_and_cut=fake.probe_and_cut,
         annotate_clip=_annotate_clip,
     )
 

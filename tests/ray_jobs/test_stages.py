@@ -38,8 +38,7 @@ def work(tmp_path: Path, fake: Any) -> Work:
         engine=ClipConfig(),
         limits=Limits(clip_timeout_s=30.0),
         licence="CC0",
-        probe=fake.probe,
-        detect_scenes=fake.detect_scenes,
+        probe_and_cut=fake.probe_and_cut,
         annotate_clip=fake.annotate_clip,
     )
 
