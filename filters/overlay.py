@@ -45,7 +45,7 @@ class OverlayConfig:
     still_agreement: float = 0.96
     """Length of the summed gradient over the sum of lengths from which an edge is still: moving scenes have about
     1 / sqrt(looks)."""
-    still_ratio: float = 0.3
+    still_ratio: float = 0.35
     """Share of still edges among a neighbourhood's edges from which it belongs to a logo, and ..."""
     still_density: float = 0.14
     """... share of the neighbourhood's pixels that are still edges: a far horizon has 0.05."""

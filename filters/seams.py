@@ -15,11 +15,11 @@ import numpy as np
 STEP_PX = 2
 """Distance of the pixels compared: scaling pictures down spreads a seam over two."""
 
-_LEAST_LEVELS = 2.0
+_LEAST_LEVELS = 3.0
 _RATIO = 1.6
 _DEVIATIONS = 3.0
 _LEAST_OVER_TEXTURE = 0.5
-_ASIDE_PX = 4
+_ASIDE_PX = 3
 """A seam's steps are the highest so far to either side, give or take a pixel, in every row: a scene's own long edges,
 of a bus or a wall, lean and leave their column."""
 _LEAST_INSET = 0.16
@@ -140,7 +140,8 @@ def _side(counts: np.ndarray, left: int, right: int) -> float:
     reach = (right - left) // 2
     inside = _mean_share(counts, left, right)
     beside = np.maximum(
-        _mean_share(counts, left - reach, left - _ENDS_PX), _mean_share(counts, right + _ENDS_PX, right + reach)
+        _mean_share(counts, left - reach, left - _ENDS_PX),
+        _mean_share(counts, right + _ENDS_PX, right + reach),
     )
     return float(inside.max() - beside.max())
 
