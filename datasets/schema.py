@@ -110,7 +110,9 @@ _SCORES = [
     _field("flow_576x320_px", _REAL, "mean |component| of flow at 576x320: scale of UniMatch ranges", "px"),
     _field("flow_std_px", _REAL, "standard deviation over pairs of their mean flow, at working size", "px"),
     _field("flow_spread_px", _REAL, "mean over pairs of the flow's spread within the picture", "px"),
-    _field("moving_share", _REAL, "share of the picture that moves by itself, mean over pairs"),
+    _field(
+        "moving_share", _REAL, "share of the points with known flow that move by themselves; null: too few"
+    ),
     _field("frozen_share", _REAL, "share of frames that repeat the frame before"),
     _field("jitter", _REAL, "rms shake of the picture about its smoothed path, over its width"),
     _field("vmaf_motion", _REAL, "FFmpeg's vmafmotion: mean over frames at the working size and own rate"),
@@ -120,9 +122,13 @@ _SCORES = [
     _field("text_backend", _TEXT, "what found the text: edges (likeness only) or rapidocr (read)"),
     _field("subtitle_share", _REAL, "share of looks with a line of text low in the middle of the picture"),
     _field("logo_area_share", _REAL, "share of the picture under still edges; null where all of it is still"),
-    _field("split_screen", _REAL, "share of its length over which the strongest seam cuts the picture: 0-1"),
     _field(
-        "picture_in_picture", _REAL, "share of an inset's outline that is a seam; null where all is still"
+        "split_screen",
+        _REAL,
+        "share of its length over which the strongest seam cuts the picture; null: still, perhaps",
+    ),
+    _field(
+        "picture_in_picture", _REAL, "least share of an inset's sides that is a seam; null where all is still"
     ),
     # Content (filters/content.py), each by an optional detector
     _field("num_faces", _REAL, "faces a look: the most in any; null: not looked for"),

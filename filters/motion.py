@@ -29,6 +29,12 @@ class MotionConfig:
     off_share: float = 0.008
     """Distance from what one rigid scene explains, over the picture's width, from which a point moves by itself:
     2 px of 240."""
+    known_levels: float = 1.0
+    """Gradient along the weaker direction, in grey levels a pixel, rms over 9 x 9 pixels, from which a point's flow is
+    known: along an edge, or on a plain roof, it is a guess."""
+    least_known: float = 0.2
+    """Share of the picture whose flow must be known to say what moves by itself. A plain bus on a plain road has 0.1,
+    a motorway a third."""
     shake_width_px: int = 160
     """Width at which neighbouring frames are compared for shake: 0.3 ms a frame."""
     shake_period_s: float = 0.25
@@ -76,11 +82,11 @@ class MotionScores:
             luma = cv2.resize(luma, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         if self._previous is not None:
             flow = self._flow.calc(self._previous, luma, None)  # type: ignore[call-overload]
-            self._add_pair(flow, scale)
+            self._add_pair(flow, scale, self._previous)
         self._previous = luma
 
-    def _add_pair(self, flow: np.ndarray, scale: float) -> None:
-        """flow [h, w, 2] in pixels of the small picture."""
+    def _add_pair(self, flow: np.ndarray, scale: float, luma: np.ndarray) -> None:
+        """flow [h, w, 2] in pixels of the small picture, luma [h, w] the earlier of the two."""
         flow_px = flow / scale
         length_px = cv2.magnitude(flow_px[..., 0], flow_px[..., 1])
         published = _PUBLISHED_SIZE if flow.shape[1] >= flow.shape[0] else _PUBLISHED_SIZE[::-1]
@@ -93,7 +99,10 @@ class MotionScores:
                 float(np.median(length_px) < self._config.static_px),
             )
         )
-        moving = moving_share(flow, self._config.off_share * flow.shape[1])
+        is_known = weaker_gradient(luma) > self._config.known_levels
+        moving = None
+        if is_known.mean() > self._config.least_known:
+            moving = moving_share(flow, self._config.off_share * flow.shape[1], is_known)
         if moving is not None:
             self._moving.append(moving)
 
@@ -154,8 +163,20 @@ class _Shake:
         return float(np.sqrt(np.mean(np.sum(rest[cut : len(rest) - cut] ** 2, axis=1))))
 
 
-def moving_share(flow: np.ndarray, off_px: float) -> float | None:
-    """Share of the picture whose flow [h, w, 2] no one rigid scene explains; None where nothing can be fitted.
+def weaker_gradient(luma: np.ndarray) -> np.ndarray:
+    """Rms of the gradient along the direction in which it is least, over 9 x 9 pixels, in grey levels a pixel: luma
+    [H, W] uint8 -> [H, W] float32. None of a plain face or along a straight edge, whose motion cannot be seen."""
+    along_x, along_y = (cv2.Sobel(luma, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
+    xx, yy, xy = (
+        cv2.blur(a * b, (9, 9)) for a, b in ((along_x, along_x), (along_y, along_y), (along_x, along_y))
+    )
+    least = (xx + yy) / 2 - cv2.magnitude((xx - yy) / 2, xy)
+    return np.sqrt(np.maximum(least, 0))
+
+
+def moving_share(flow: np.ndarray, off_px: float, is_known: np.ndarray | None = None) -> float | None:
+    """Share of the points is_known [h, w] (all by default) whose flow [h, w, 2] no one rigid scene explains; None
+    where nothing can be fitted.
 
     Against one homography (a turning or still camera, a flat scene) where that fits most of the picture closely, else
     against the epipolar lines of the best fundamental matrix: what moves along its own line is not seen.
@@ -165,8 +186,10 @@ def moving_share(flow: np.ndarray, off_px: float) -> float | None:
     y, x = np.mgrid[step // 2 : height : step, step // 2 : width : step]
     start = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)  # [n, 2]
     end = start + flow[y.ravel(), x.ravel()]
-    is_inside = ((end >= 0) & (end < (width, height))).all(axis=1)
-    start, end = start[is_inside], end[is_inside]
+    is_used = ((end >= 0) & (end < (width, height))).all(axis=1)
+    if is_known is not None:
+        is_used &= is_known[y.ravel(), x.ravel()]
+    start, end = start[is_used], end[is_used]
     if len(start) < 100:
         return None
     try:

@@ -6,21 +6,26 @@ move across it and leave none.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
 STEP_PX = 2
 """Distance of the pixels compared: scaling pictures down spreads a seam over two."""
 
-_LEAST_LEVELS = 2.0
+_LEAST_LEVELS = 3.0
 _RATIO = 1.6
 _DEVIATIONS = 3.0
 _LEAST_OVER_TEXTURE = 0.5
-_ASIDE_PX = 4
+_ASIDE_PX = 3
 """A seam's steps are the highest so far to either side, give or take a pixel, in every row: a scene's own long edges,
 of a bus or a wall, lean and leave their column."""
 _LEAST_INSET = 0.16
-"""Height of the smallest inset, as a share of the picture's: shorter lines are common in any scene."""
+"""Side of the smallest inset, as a share of the picture's: shorter lines are common in any scene."""
+_ENDS_PX = 6
+"""How far a side may end from its corner: smoothing lengthens a seam by some 5 pixels."""
 
 
 def steps(luma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,55 +77,83 @@ def split_score(upright: np.ndarray, level: np.ndarray) -> float:
 
 
 def inset_score(upright: np.ndarray, level: np.ndarray) -> float:
-    """Share of the outline of the best rectangle that is a seam, mean of the best three of its sides.
+    """How much of the outline of the best rectangle is a seam: the least share of its sides, of four the least but one.
 
-    Sides on the picture's own rim count as found; a rectangle as wide or as high as the picture is a split.
+    Sides on the picture's own rim are no evidence and do not count; a rectangle as wide or as high as the picture is
+    a split.
     """
-    height, width = upright.shape
-    sides = _runs(upright)
-    tolerance = max(6, round(0.02 * height))  # smoothing lengthens a seam by some 5 pixels
-    level_sum = np.concatenate(
-        [np.zeros((height, 1)), np.cumsum(cv2.dilate(level.astype(np.uint8), np.ones((3, 1))), axis=1)],
-        axis=1,
-    )
+    turned = (np.ascontiguousarray(mask.T) for mask in (level, upright))
+    return max(_best_inset(upright, level), _best_inset(*turned))
+
+
+def _best_inset(along: np.ndarray, across: np.ndarray) -> float:
+    """`inset_score` of the rectangles that have one or two long seams of `along`, which run along the columns; those
+    of `across` [H, W] run along the rows."""
+    height, width = along.shape
+    counts_along, counts_across = _counts(along.T), _counts(across)
     best = 0.0
-    rim = [(0, 0, height, 1.0), (width - 1, 0, height, 1.0)]
-    for first in [*sides, rim[0]]:
-        for second in [*sides, rim[1]]:
-            if (first in rim and second in rim) or not 0.1 * width < second[0] - first[0] < 0.9 * width:
-                continue
-            own = first if second in rim else second
-            other = own if second in rim or first in rim else first
-            if abs(own[1] - other[1]) > tolerance or abs(own[2] - other[2]) > tolerance:
-                continue
-            top, bottom = own[1], own[2]
-            if bottom - top > 0.9 * height:
-                continue
-            shares = [own[3], other[3]]
-            for row in (top, bottom):
-                if tolerance < row < height - tolerance:
-                    rows = slice(max(0, row - tolerance), row + tolerance + 1)
-                    shares.append(_level_side(level_sum[rows], first[0], second[0]))
-            # Where inside and outside are alike, as sky and sky, one of four sides may not show.
-            best = max(best, min(1.0, float(np.mean(sorted(shares)[-3:]))))
+    for left, right, run in _rectangles(_runs(along), width):
+        if not 0.1 * width < right - left < 0.9 * width or run.stop - run.start > 0.9 * height:
+            continue
+        shares = [
+            _side(counts_along[column - 1 : column + 2], run.start, run.stop)
+            for column in (left, right)
+            if 0 < column < width - 1
+        ]
+        for row in (run.start, run.stop):
+            if _ENDS_PX < row < height - _ENDS_PX:
+                shares.append(_side(counts_across[row - _ENDS_PX : row + _ENDS_PX + 1], left, right))
+        # Where inside and outside are alike, as sky and sky, one of four sides may not show.
+        found = sorted(shares)[len(shares) == 4 :]
+        if len(found) > 1:
+            best = max(best, found[0])
     return best
 
 
-def _level_side(level_sum: np.ndarray, left: int, right: int) -> float:
+def _counts(mask: np.ndarray) -> np.ndarray:
+    """[H, W] -> [H, W + 1] seams of each row up to each column, those of the rows above and below with them."""
+    wide = cv2.dilate(np.ascontiguousarray(mask, dtype=np.uint8), np.ones((3, 1)))
+    return np.pad(np.cumsum(wide, axis=1, dtype=np.float32), ((0, 0), (1, 0)))
+
+
+class _Run(NamedTuple):
+    """A long seam: its column, and the rows it starts and stops at."""
+
+    column: int
+    start: int
+    stop: int
+
+
+def _rectangles(runs: Sequence[_Run], width: int) -> Iterator[tuple[int, int, _Run]]:
+    """left, right and a run that is one of these sides; the other is such a run too, or the rim."""
+    for run in runs:
+        yield 0, run.column, run
+        yield run.column, width - 1, run
+        for other in runs:
+            if abs(run.start - other.start) <= _ENDS_PX and abs(run.stop - other.stop) <= _ENDS_PX:
+                yield run.column, other.column, run
+
+
+def _side(counts: np.ndarray, left: int, right: int) -> float:
     """Share of the columns left..right that is a seam in the best of some rows, less that of the columns beside them
-    in theirs: a rectangle's side ends at its corners, a wall's edge goes on. level_sum: [rows, W + 1] counts up to each
-    column."""
+    in theirs: a rectangle's side ends at its corners, a wall's edge goes on. counts: [rows, W + 1] of `_counts`."""
     reach = (right - left) // 2
-    before, after = max(0, left - reach), min(level_sum.shape[1] - 1, right + reach)
-    inside = (level_sum[:, right] - level_sum[:, left]) / (right - left)
-    beside = (level_sum[:, after] - level_sum[:, right]) + (level_sum[:, left] - level_sum[:, before])
-    beside = beside / max(after - right + left - before, 1)
+    inside = _mean_share(counts, left, right)
+    beside = np.maximum(
+        _mean_share(counts, left - reach, left - _ENDS_PX),
+        _mean_share(counts, right + _ENDS_PX, right + reach),
+    )
     return float(inside.max() - beside.max())
 
 
-def _runs(mask: np.ndarray) -> list[tuple[int, int, int, float]]:
-    """(column, top, bottom, share filled) of the longest upright seam of every column that has one of some length;
-    at most 40, the longest."""
+def _mean_share(counts: np.ndarray, left: int, right: int) -> np.ndarray:
+    """[rows] share of the columns left..right that is a seam; 0 where none of them is in the picture."""
+    left, right = max(0, left), min(counts.shape[1] - 1, right)
+    return (counts[:, right] - counts[:, left]) / (right - left) if right > left else np.zeros(len(counts))
+
+
+def _runs(mask: np.ndarray) -> list[_Run]:
+    """The longest seam of every column that has one of some length; at most 40, the longest."""
     height = mask.shape[0]
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 1)))
     found = []
@@ -128,7 +161,7 @@ def _runs(mask: np.ndarray) -> list[tuple[int, int, int, float]]:
         ends = np.flatnonzero(np.diff(closed[:, column], prepend=0, append=0))
         starts, stops = ends[::2], ends[1::2]
         k = int(np.argmax(stops - starts))
-        top, bottom = int(starts[k]), int(stops[k])
-        if bottom - top > _LEAST_INSET * height:
-            found.append((int(column), top, bottom, float(mask[top:bottom, column].mean())))
-    return sorted(found, key=lambda run: run[1] - run[2])[:40]
+        start, stop = int(starts[k]), int(stops[k])
+        if stop - start > _LEAST_INSET * height:
+            found.append(_Run(int(column), start, stop))
+    return sorted(found, key=lambda run: run.start - run.stop)[:40]

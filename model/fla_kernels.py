@@ -103,9 +103,11 @@ def _causal(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm of x over its last dimension times weight; under autocast in float32, as torch's."""
+    """RMS norm of x over its last dimension times weight, in the wider of their dtypes; under autocast in float32, as
+    torch's."""
     from fla.modules.norm.layernorm import rms_norm
 
+    x = x.to(torch.promote_types(x.dtype, weight.dtype))
     if torch.is_autocast_enabled(x.device.type):
         x = x.float()
     y: Tensor = rms_norm(x, weight, None, eps=eps)

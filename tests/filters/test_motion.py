@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from worldline.filters.motion import MotionConfig, MotionScores, moving_share
+from worldline.filters.motion import MotionConfig, MotionScores, moving_share, weaker_gradient
 
 
 def _texture(height, width, seed=0):
@@ -136,3 +136,28 @@ def test_what_moves_by_itself_is_measured_against_a_turning_camera_and_a_moving_
         mixed = flow.copy()
         mixed[60:120, 80:140] += (-9.0, 12.0)
         assert moving_share(mixed, 2.0) == pytest.approx(60 * 60 / (height * width), abs=0.04)
+
+
+def test_the_weaker_gradient_is_that_of_the_fainter_wave_and_none_along_an_edge():
+    """Closed form: central differences of a wave of period 9 are sin(2 pi / 9) of its height, their rms 1 / sqrt(2)."""
+    phase = 2 * np.pi * np.arange(90) / 9
+    waves = 127 + 80 * np.sin(phase)[None, :] + 30 * np.sin(phase)[:, None]
+    found = weaker_gradient(np.round(waves).astype(np.uint8))[9:-9, 9:-9]
+    np.testing.assert_allclose(found, 30 * np.sin(2 * np.pi / 9) / np.sqrt(2), rtol=0.03)
+    edge = np.tile(np.arange(90, dtype=np.uint8) // 45 * 100, (90, 1))
+    assert weaker_gradient(edge).max() < 0.01
+
+
+def test_what_moves_is_unknown_where_hardly_any_flow_is_known():
+    """A textured square, a twentieth of the picture, moves over a textured ground and over a plain one."""
+    ground, square = _texture(180, 240), _texture(48, 48, seed=3)
+    found = []
+    for behind in (ground, np.full_like(ground, 127)):
+        scores = MotionScores()
+        for k in range(4):
+            image = behind.copy()
+            image[60:108, 60 + 8 * k : 108 + 8 * k] = square
+            scores.add(image, 0.5 * k)
+        found.append(scores.result()["moving_share"])
+    assert found[0] == pytest.approx(48 * 48 / (180 * 240), abs=0.04)
+    assert found[1] is None

@@ -62,6 +62,15 @@ def test_of_a_still_scene_logos_and_insets_are_unknown():
     assert found["split_screen"] < 0.5
 
 
+def test_a_still_scene_with_an_edge_across_may_be_split_or_not():
+    def brighten(image, k):
+        image[:, WIDTH // 2 :] = np.minimum(image[:, WIDTH // 2 :], 195) + 60
+        return image
+
+    assert _scores(brighten, speed=0)["split_screen"] is None
+    assert _scores(brighten)["split_screen"] > 0.85
+
+
 def test_a_long_edge_that_leans_is_no_split():
     """As the roof of a bus that drives by under a still camera: its edge keeps its place, but not one column."""
 
@@ -122,10 +131,34 @@ def test_seams_of_drawn_steps_are_their_length():
     luma[20:60, 30:90] = 50
     assert inset_score(*seam_masks(*steps(luma))) > 0.85
     assert inset_score(*seam_masks(*steps(np.zeros((100, 140), np.float32)))) == 0
-    # Two posts between rails that go on, as of a fence, are no inset.
-    rails = luma.copy()
-    rails[20:23] = rails[58:61] = 50
-    assert inset_score(*seam_masks(*steps(rails))) < 0.8
+
+
+def _drawn_inset(*boxes):
+    """Score of a picture, 100 x 140, that is 50 in these boxes (top, bottom, left, right) and 0 elsewhere."""
+    luma = np.zeros((100, 140), np.float32)
+    for top, bottom, left, right in boxes:
+        luma[top:bottom, left:right] = 50
+    return inset_score(*seam_masks(*steps(luma)))
+
+
+def test_an_inset_has_sides_of_its_own_that_end_at_its_corners():
+    assert _drawn_inset((20, 60, 30, 90)) > 0.85
+    assert _drawn_inset((20, 60, 0, 60)) > 0.85  # at the rim: three sides
+    assert _drawn_inset((0, 40, 80, 140)) > 0.85  # in the corner: two
+    # Short edges, as of a post, whose rectangle with the rim has no other side.
+    assert _drawn_inset((20, 60, 60, 140), (0, 20, 66, 140), (60, 100, 66, 140)) < 0.5
+    assert _drawn_inset((20, 60, 60, 63)) < 0.5
+    # Two posts between rails that go on, as of a fence.
+    rails = (20, 23, 0, 140), (58, 61, 0, 140)
+    assert _drawn_inset((20, 60, 30, 33), (20, 60, 90, 93), *rails) < 0.5
+
+
+def test_a_side_between_alike_pictures_may_not_show():
+    """As of sky on sky; of two such sides one cannot tell."""
+    outline = [(20, 60, 30, 33), (20, 23, 30, 90), (57, 60, 30, 90), (20, 60, 87, 90)]
+    found = [_drawn_inset(*outline[missing:]) for missing in range(3)]
+    assert min(found[:2]) > 0.8
+    assert found[2] < 0.6
 
 
 def test_lines_of_letters_are_boxed_and_shapes_are_not():

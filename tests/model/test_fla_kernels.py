@@ -45,6 +45,8 @@ for width in (20, 1100):
     errors[f"norm {width}"] = off(fla_kernels.rms_norm(*given, 1e-5), given, expected, truth)
 half = torch.randn(1, 8, 2, 6, dtype=torch.bfloat16)
 errors["dtype"] = float(fla_kernels.mirrored_conv(half, torch.randn(6, 4), None).dtype != torch.float32)
+mixed = fla_kernels.rms_norm(half, torch.ones(6), 1e-5)
+errors["norm dtype"] = float(mixed.dtype != torch.float32)
 print(json.dumps(errors))
 """
 
@@ -76,7 +78,7 @@ def test_conv_and_norm_in_the_interpreter_equal_the_plain_forms():
     )
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout.splitlines()[-1])
-    assert len(errors) == len(forms) + 3
+    assert len(errors) == len(forms) + 4
     assert max(errors.values()) < 1e-6, errors
 
 
