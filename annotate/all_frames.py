@@ -162,7 +162,7 @@ def _in_turn(bundle: Bundle, registered: np.ndarray, max_error_px: float) -> Bun
     )
     for _ in range(_TURNS):
         part = replace(part, sigma_px=scatter(part))
-        part = resect(settle(part, BundleConfig(loss="cauchy", loss_scale=2.0)))
+        part = resect(settle(part, BundleConfig(loss_scale=2.0)))
     points = bundle.points_in_world.copy()
     points[seen] = part.points_in_world
     return replace(bundle, cam_from_world=part.cam_from_world, points_in_world=points)

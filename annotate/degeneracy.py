@@ -147,6 +147,7 @@ def looks_flat(
     rows = rows[np.argsort(keyframe_map.kf_idx[rows], kind="stable")]
     num_kf = len(keyframe_map.cam_from_world)
     bounds = np.searchsorted(keyframe_map.kf_idx[rows], np.arange(num_kf + 1))
+    threshold = config.flat_px * max(keyframe_map.width, keyframe_map.height) / 640
     # Without the lens's distortion, which bends a plane as well.
     rays = unproject(keyframe_map.ideal_px(rows), keyframe_map.intrinsics())
     xy_px = keyframe_map.focal_px * rays[:, :2] / rays[:, 2:]
@@ -160,8 +161,8 @@ def looks_flat(
             )
             if len(at_a) < _TRACKS_OF_A_PAIR:
                 continue
-            error = _off_homography(xy_px[a[at_a]], xy_px[b[at_b]], keyframe_map, config)
-            shares.append(float(np.mean(error < config.flat_px * _per_640(keyframe_map))))
+            error = _off_homography(xy_px[a[at_a]], xy_px[b[at_b]], threshold)
+            shares.append(float(np.mean(error < threshold)))
             if sigma_px is not None:
                 reliefs.append(float(np.mean(error > config.relief_sigmas * np.sqrt(2) * sigma_px)))
             break
@@ -170,15 +171,9 @@ def looks_flat(
     return not reliefs or float(np.median(reliefs)) <= config.relief_share
 
 
-def _per_640(keyframe_map: KeyframeMap) -> float:
-    return max(keyframe_map.width, keyframe_map.height) / 640
-
-
-def _off_homography(
-    xy_a: np.ndarray, xy_b: np.ndarray, keyframe_map: KeyframeMap, config: DegeneracyConfig
-) -> np.ndarray:
-    """Pixels [n] that the homography which most agree with misses xy_b by; inf where there is none."""
-    threshold = config.flat_px * _per_640(keyframe_map)
+def _off_homography(xy_a: np.ndarray, xy_b: np.ndarray, threshold: float) -> np.ndarray:
+    """Pixels [n] by which the homography that most agree with to within `threshold` misses xy_b; inf where there is
+    none."""
     matrix, _ = cv2.findHomography(xy_a, xy_b, cv2.RANSAC, threshold)
     if matrix is None:
         return np.full(len(xy_a), np.inf)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from worldline.annotate.keyframe_map import KeyframeMap
+from worldline.annotate.mapper import keyframe_observations
 from worldline.annotate.tracks import Tracks
 
 
@@ -19,7 +20,7 @@ def without_drift(tracks: Tracks, keyframe_map: KeyframeMap) -> np.ndarray:
     nothing is known, and nothing taken out, on its side."""
     xy = tracks.xy_px.astype(np.float64)
     kf_frames = np.array([keyframe.frame_idx for keyframe in tracks.keyframes])
-    offset = _Offsets(tracks, keyframe_map, xy)
+    offset = _Offsets(tracks, keyframe_map)
     before = np.searchsorted(kf_frames, tracks.frame_idx, side="right") - 1
     after = np.minimum(before + 1, len(kf_frames) - 1)
     off_before, is_before = offset.at(before)
@@ -33,19 +34,16 @@ def without_drift(tracks: Tracks, keyframe_map: KeyframeMap) -> np.ndarray:
 class _Offsets:
     """How far tracks are from their aligned observations at keyframes."""
 
-    def __init__(self, tracks: Tracks, keyframe_map: KeyframeMap, xy_px: np.ndarray) -> None:
+    def __init__(self, tracks: Tracks, keyframe_map: KeyframeMap) -> None:
         self._track_idx, self._num_kf = tracks.track_idx.astype(np.int64), len(tracks.keyframes)
-        kf_of_frame = np.full(tracks.num_frames, -1)
-        kf_of_frame[[keyframe.frame_idx for keyframe in tracks.keyframes]] = np.arange(self._num_kf)
-        kf_idx = kf_of_frame[tracks.frame_idx]
-        rows = np.flatnonzero(kf_idx >= 0)
-        own = self._track_idx[rows] * self._num_kf + kf_idx[rows]
+        kf_idx, track_idx, xy_px = keyframe_observations(tracks)
+        own = track_idx.astype(np.int64) * self._num_kf + kf_idx
         aligned = np.flatnonzero(keyframe_map.is_inlier & keyframe_map.is_posed[keyframe_map.kf_idx])
         theirs = (
             keyframe_map.track_idx[aligned].astype(np.int64) * self._num_kf + keyframe_map.kf_idx[aligned]
         )
         self._key, at_own, at_theirs = np.intersect1d(own, theirs, return_indices=True)
-        self._offset = xy_px[rows[at_own]] - keyframe_map.xy_px[aligned[at_theirs]]
+        self._offset = xy_px[at_own] - keyframe_map.xy_px[aligned[at_theirs]]
 
     def at(self, kf_idx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Offset [M, 2] of each observation's track at the keyframes [M], zero where unknown, and whether known."""

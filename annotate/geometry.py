@@ -274,9 +274,9 @@ def _label(mapper: Mapper, centres: np.ndarray, sigma: FrameSigma, config: Geome
         return "low_parallax"
     if is_distorted(mapper, config.distorted):
         return "distorted"
-    middle, sigma_px = np.median(centres, axis=0), mapper.adjusted_bundle()[0].sigma_px
-    is_flat = looks_flat(mapper.map, config.degeneracy, sigma_px=sigma_px)
-    if is_flat or is_planar(mapper.map.points, middle, config.degeneracy):
+    if is_planar(mapper.map.points, np.median(centres, axis=0), config.degeneracy):
+        return "planar"
+    if looks_flat(mapper.map, config.degeneracy, sigma_px=mapper.adjusted_bundle()[0].sigma_px):
         return "planar"
     return "ok"
 

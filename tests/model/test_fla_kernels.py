@@ -1,9 +1,5 @@
 """flash-linear-attention's kernels in Triton's interpreter on the CPU, against the plain forms they stand for."""
 
-import json
-import os
-import subprocess
-import sys
 from importlib import metadata
 
 import pytest
@@ -58,7 +54,7 @@ def _in_chunk(chunks: list[int], first: int, stop: int) -> list[list[bool]]:
     ]
 
 
-def test_conv_and_norm_in_the_interpreter_equal_the_plain_forms():
+def test_conv_and_norm_in_the_interpreter_equal_the_plain_forms(interpreted):
     pytest.importorskip("fla", reason="flash-linear-attention is an optional package")
     forms = {
         "causal": None,
@@ -69,15 +65,7 @@ def test_conv_and_norm_in_the_interpreter_equal_the_plain_forms():
         "a chunk that goes on": _in_chunk([0] * 3 + [1] * 9, 0, 6),
         "a chunk that goes on for a frame": _in_chunk([0] * 5 + [1] * 2 + [2] * 5, 0, 6),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(forms)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    errors = json.loads(done.stdout.splitlines()[-1])
+    errors = interpreted(SCRIPT, forms)
     assert len(errors) == len(forms) + 4
     assert max(errors.values()) < 1e-6, errors
 
