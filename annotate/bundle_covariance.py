@@ -2,8 +2,9 @@
 
 The posterior covariance takes residuals as independent. They are not: a compressed video moves whole regions of a
 frame by a rounded motion vector, and that error, alike in thousands of observations, bends the path while each
-residual stays small. How much they go together shows in the residuals themselves: the covariance that is robust to
-correlation within clusters (Liang & Zeger 1986; Cameron & Miller 2015, eq. 10), with a part of one frame as a cluster.
+residual stays small. A lens that no model quite describes does the same in one part of all frames. How much residuals go
+together shows in the residuals themselves: the covariance that is robust to correlation within clusters (Liang & Zeger
+1986; Cameron & Miller 2015, eq. 10), with a part of one frame as a cluster, or that part of all frames.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class PoseCovariance:
     togetherness: float
     """1-sigma of the centres that is robust to residuals of one part of a frame sharing their errors, over that of
     `camera` (rms over cameras): 1 where they are independent and as large as sigma_px. NaN without a second camera."""
+    standing: float
+    """The same with residuals of one part of the image, over all frames, sharing theirs: what stands in the image, as the
+    misfit of a lens does."""
     held_lens: np.ndarray
     """[C, 6, 6] what a focal length and a principal point add that were held and may be off; zero where they were free."""
 
@@ -94,17 +98,31 @@ def covariance(
     if config.free_focal or config.free_camera_focal:
         focal_sigma = float(np.sqrt(np.mean(np.diag(full + considered)[of_focal])))
     root = np.sqrt(weight) / bundle.sigma_px
-    scores = _changed(_scores(bundle, terms, root, system, layout), change, layout)
-    robust = _centre_variance(bundle, config, layout, full, scores)
     camera = _blocks(full, num_cams, layout)
     posterior = np.einsum("cii->ci", camera)[:, 3:6].sum(axis=1)
     others = posterior > 0
+    over_posterior = []
+    for frame_idx in (bundle.cam_idx, np.zeros_like(bundle.cam_idx)):
+        scores = _scores(bundle, terms, root, system, layout, _clusters(bundle, frame_idx))
+        robust = _centre_variance(bundle, config, layout, full, _changed(scores, change, layout))
+        share = robust[others] / posterior[others]
+        over_posterior.append(float(np.sqrt(np.mean(share))) if others.any() else np.nan)
+    togetherness, standing = over_posterior
     return PoseCovariance(
         camera=camera,
         log_focal_sigma=focal_sigma,
-        togetherness=float(np.sqrt(np.mean(robust[others] / posterior[others]))) if others.any() else np.nan,
+        togetherness=togetherness,
+        standing=standing,
         held_lens=_blocks(considered, num_cams, layout),
     )
+
+
+def _clusters(bundle: Bundle, frame_idx: np.ndarray) -> np.ndarray:
+    """[M] number of the part of its frame that each observation lies in."""
+    across, down = _CELLS
+    cell = (bundle.xy_px / (2 * bundle.centre_px) * _CELLS).astype(int)
+    cell = np.clip(cell[:, 0], 0, across - 1) * down + np.clip(cell[:, 1], 0, down - 1)
+    return np.unique(frame_idx * across * down + cell, return_inverse=True)[1]
 
 
 def _by_centre(rotation: np.ndarray, translation: np.ndarray, per_cam: int) -> np.ndarray:
@@ -139,12 +157,9 @@ def _scores(
     root: np.ndarray,
     system: dict[str, np.ndarray],
     layout: Layout,
+    cluster: np.ndarray,
 ) -> np.ndarray:
-    """[K, n] gradient of each part of each frame."""
-    across, down = _CELLS
-    cell = (bundle.xy_px / (2 * bundle.centre_px) * _CELLS).astype(int)
-    cell = np.clip(cell[:, 0], 0, across - 1) * down + np.clip(cell[:, 1], 0, down - 1)
-    _, cluster = np.unique(bundle.cam_idx * across * down + cell, return_inverse=True)
+    """[K, n] gradient of each cluster of observations."""
     return kernels.cluster_scores(
         terms["cam"],
         terms["shared"],

@@ -2,8 +2,8 @@
 
 Keyframes carry the posterior covariance of the bundle adjustment; frames between them that of their
 neighbours plus what their own observations leave. Gauge: first keyframe held, scale held by the rms distance
-of the centres from it. Observations share errors (compression moves whole regions of a frame), so the formal
-covariance is too small. How far they do shows in each clip's residuals (annotate/bundle_covariance.py); how much more of
+of the centres from it. Observations share errors (compression moves whole regions of a frame, a lens bends as no
+model does), so the formal covariance is too small. How far they do shows in each clip's residuals (annotate/bundle_covariance.py); how much more of
 it the poses have taken up was measured on rendered truth (benchmarks/calibration.py draws the reliability plot).
 """
 
@@ -27,13 +27,17 @@ class SigmaConfig:
     """True over formal standard deviation of a camera's position where residuals are independent."""
     independent: float = 0.6
     """Togetherness of residuals that are independent: below 1, since the fit has taken up a part of them."""
+    independent_in_image: float = 0.65
+    """The same of residuals whose place in the image tells nothing of them. Rendered clips, whose lens is the model's,
+    have a median of 0.76 where togetherness has 0.75; real ones 0.95 to 1.6, at 0.6 to 0.9."""
     power: float = 2.0
     """Of the togetherness in the inflation: what is shared over more than a part of a frame is taken up by the poses
     and seen only in its finer parts."""
 
-    def factor(self, togetherness: float) -> float:
-        """By which the formal sigmas of a clip are multiplied."""
-        return self.inflation * max(togetherness / self.independent, 1.0) ** self.power
+    def factor(self, togetherness: float, standing: float) -> float:
+        """By which the formal sigmas of a clip are multiplied (annotate/bundle_covariance.py)."""
+        shared = max(togetherness / self.independent, standing / self.independent_in_image, 1.0)
+        return self.inflation * shared**self.power
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +70,7 @@ def frame_sigmas(tracks: Tracks, mapper: Mapper, poses: FramePoses, config: Sigm
     is_keyframe = np.isin(np.arange(num_frames), kf_frames)
     variance = _between(result.camera, kf_frames, num_frames)
     variance += np.where(is_keyframe[:, None], 0.0, poses.own_variance)
-    factor = config.factor(result.togetherness)
+    factor = config.factor(result.togetherness, result.standing)
     sigma = np.sqrt(factor**2 * variance + _between(result.held_lens, kf_frames, num_frames))
     sigma[~np.isfinite(poses.cam_from_world[:, 0, 0])] = np.nan
     return FrameSigma(

@@ -248,14 +248,17 @@ def test_covariance_is_the_scatter_of_repeated_experiments() -> None:
     assert np.abs(stated[0]).max() == 0
 
 
-@pytest.mark.parametrize("share", [0.0, 0.8])
-def test_togetherness_is_what_shared_errors_add_to_the_scatter(share: float) -> None:
-    """Monte Carlo: points in one part of a frame move by `share` of their variance together, the rest each alone."""
+@pytest.mark.parametrize(("told_by", "share"), [("togetherness", 0.0), ("togetherness", 0.8), ("standing", 0.8)])
+def test_togetherness_is_what_shared_errors_add_to_the_scatter(told_by: str, share: float) -> None:
+    """Monte Carlo: points in one part of a frame, or of the image over all frames, move by `share` of their variance
+    together, the rest each alone."""
     truth, _ = _scene(num_cams=7, num_points=400, seed=7, spread=2.8)
     result = covariance(truth, _FREE_FOCAL)
     stated = np.sqrt(np.mean(np.einsum("cii->ci", result.camera)[1:, 3:6]))
     cell = np.clip(truth.xy_px / 160, 0, [3, 2]).astype(int)
-    part = (truth.cam_idx * 4 + cell[:, 0]) * 3 + cell[:, 1]
+    part = cell[:, 0] * 3 + cell[:, 1]
+    if told_by == "togetherness":
+        part += truth.cam_idx * 12
     errors, told = [], []
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -264,7 +267,7 @@ def test_togetherness_is_what_shared_errors_add_to_the_scatter(share: float) -> 
         noise = 0.5 * (np.sqrt(share) * together + np.sqrt(1 - share) * alone)
         solved = adjust(replace(truth, xy_px=truth.xy_px + noise), _FREE_FOCAL)
         errors.append(_in_gauge(solved, truth)[1:])
-        told.append(covariance(solved, _FREE_FOCAL).togetherness)
+        told.append(getattr(covariance(solved, _FREE_FOCAL), told_by))
     scatter = np.sqrt(np.mean(np.square(errors)))
     # The poses take up a part of what is shared, so the residuals show less of it than there is.
     assert 0.55 < stated * np.sqrt(np.mean(np.square(told))) / scatter < 0.9
