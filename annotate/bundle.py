@@ -26,7 +26,8 @@ from worldline.annotate.bundle_problem import (
     prior_cost,
     robust_cost,
 )
-from worldline.annotate.bundle_system import Layout, apply_step, normal_equations, solve
+from worldline.annotate.bundle_system import MIN_SHARED, Layout, apply_step, normal_equations, solve
+from worldline.annotate.threads import even_parts, in_threads
 
 
 def adjust(bundle: Bundle, config: BundleConfig) -> Bundle:
@@ -84,19 +85,25 @@ def settle(bundle: Bundle, config: BundleConfig, layout: Layout | None = None) -
     layout = layout or Layout.of(bundle, config)
     packed = pack(bundle)
     points = packed.points.copy()
-    kernels.settle_points(
-        packed.cams,
-        points,
-        packed.cam_idx,
-        layout.by_point,
-        layout.point_starts,
-        packed.xy,
-        packed.focal,
-        packed.centre,
-        packed.model,
-        packed.distortion,
-        float(bundle.sigma_px),
-        kernels.LOSSES[config.loss],
-        float(config.loss_scale),
-    )
+    by_point, starts = layout.by_point, layout.point_starts
+
+    def settle_part(part: tuple[int, int]) -> None:
+        kernels.settle_points(
+            packed.cams,
+            points,
+            packed.cam_idx,
+            by_point,
+            starts,
+            packed.xy,
+            packed.focal,
+            packed.centre,
+            packed.model,
+            packed.distortion,
+            float(bundle.sigma_px),
+            kernels.LOSSES[config.loss],
+            float(config.loss_scale),
+            *part,
+        )
+
+    in_threads(settle_part, even_parts(starts[1:], min_size=MIN_SHARED))
     return replace(bundle, points_in_world=points)

@@ -175,12 +175,12 @@ def _subtract_6x6(a, first, second, half, w):
             a[first + i, second + j] -= half[i, 0] * w[0, j] + half[i, 1] * w[1, j] + half[i, 2] * w[2, j]
 
 
-@numba.njit(cache=True, fastmath={"contract", "reassoc"})
-def eliminate_points(a, b, w, v_inv, g, cam_idx, by_point, point_starts, per_cam, num_cam):
-    """Subtracts W V^-1 W^T from a [n, n] and W V^-1 g from b [n]: the Schur complement, point by point."""
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def eliminate_points(a, b, w, v_inv, g, cam_idx, by_point, point_starts, per_cam, num_cam, first, last):
+    """Subtracts W V^-1 W^T from a [n, n] and W V^-1 g from b [n]: the Schur complement, of points first to last - 1."""
     num_shared = w.shape[2] - per_cam
     half, total = np.empty((per_cam, 3)), np.empty((3, num_shared))
-    for p in range(len(v_inv)):
+    for p in range(first, last):
         begin, end = point_starts[p], point_starts[p + 1]
         inverse = v_inv[p]
         total[:] = 0.0
@@ -189,28 +189,28 @@ def eliminate_points(a, b, w, v_inv, g, cam_idx, by_point, point_starts, per_cam
                 for s in range(num_shared):
                     total[j, s] += w[m, j, per_cam + s]
         for m in by_point[begin:end]:
-            first = cam_idx[m] * per_cam
+            row_of_m = cam_idx[m] * per_cam
             for i in range(per_cam):
                 for j in range(3):
                     half[i, j] = (
                         w[m, 0, i] * inverse[0, j] + w[m, 1, i] * inverse[1, j] + w[m, 2, i] * inverse[2, j]
                     )
-                b[first + i] -= half[i, 0] * g[p, 0] + half[i, 1] * g[p, 1] + half[i, 2] * g[p, 2]
+                b[row_of_m + i] -= half[i, 0] * g[p, 0] + half[i, 1] * g[p, 1] + half[i, 2] * g[p, 2]
                 for s in range(num_shared):
-                    a[num_cam + s, first + i] -= (
+                    a[num_cam + s, row_of_m + i] -= (
                         half[i, 0] * total[0, s] + half[i, 1] * total[1, s] + half[i, 2] * total[2, s]
                     )
             for other in by_point[begin:end]:
                 second = cam_idx[other] * per_cam
-                if second > first:
+                if second > row_of_m:
                     continue
                 if per_cam == 6:
-                    _subtract_6x6(a, first, second, half, w[other])
+                    _subtract_6x6(a, row_of_m, second, half, w[other])
                     continue
                 w0, w1, w2 = w[other, 0], w[other, 1], w[other, 2]
                 for i in range(per_cam):
                     h0, h1, h2 = half[i, 0], half[i, 1], half[i, 2]
-                    row = a[first + i, second : second + per_cam]
+                    row = a[row_of_m + i, second : second + per_cam]
                     for j in range(per_cam):
                         row[j] -= h0 * w0[j] + h1 * w1[j] + h2 * w2[j]
         for s in range(num_shared):
@@ -294,14 +294,28 @@ def rho(squared, loss, scale):
     return squared, 1.0
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def settle_points(
-    cam_from_world, points, cam_idx, by_point, starts, xy, focal, centre, model, k, sigma, loss, scale
+    cam_from_world,
+    points,
+    cam_idx,
+    by_point,
+    starts,
+    xy,
+    focal,
+    centre,
+    model,
+    k,
+    sigma,
+    loss,
+    scale,
+    first,
+    last,
 ):
-    """Moves each of points [P, 3] (in place) by two Gauss-Newton steps to where the given cameras see it; a step
-    that raises the point's own cost is taken back."""
+    """Moves points first to last - 1 of [P, 3] (in place), each by two Gauss-Newton steps, to where the given cameras
+    see it; a step that raises the point's own cost is taken back."""
     normal, gradient, kept = np.zeros((3, 3)), np.zeros(3), np.zeros(3)
-    for p in range(len(points)):
+    for p in range(first, last):
         point, cost = points[p], np.inf
         if starts[p + 1] - starts[p] < 2:
             continue

@@ -16,6 +16,10 @@ import scipy.linalg
 from worldline.annotate import bundle_kernels as kernels
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, centre_shift, focal_shift, rho
 from worldline.annotate.camera import rotation_from_rotvec
+from worldline.annotate.threads import even_parts, in_threads
+
+MIN_SHARED = 4000
+"""Fewest observations that threads share: starting them takes as long as a thousand do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,18 +184,27 @@ def reduce(system: dict[str, Any], damping: float, layout: Layout) -> tuple[np.n
     if "v" not in system:
         return a, b
     system["v_inv"] = v_inv = _damped_inverse(system["v"], damping)
-    kernels.eliminate_points(
-        a,
-        b,
-        system["w"],
-        v_inv,
-        system["g"],
-        system["cam_idx"],
-        layout.by_point,
-        layout.point_starts,
-        layout.per_cam,
-        layout.num_cam,
-    )
+    parts = even_parts(layout.point_starts[1:], min_size=MIN_SHARED)
+    sums = [(a, b), *((np.zeros_like(a), np.zeros_like(b)) for _ in parts[1:])]
+
+    def eliminate(part: int) -> None:
+        kernels.eliminate_points(
+            *sums[part],
+            system["w"],
+            v_inv,
+            system["g"],
+            system["cam_idx"],
+            layout.by_point,
+            layout.point_starts,
+            layout.per_cam,
+            layout.num_cam,
+            *parts[part],
+        )
+
+    in_threads(eliminate, range(len(parts)))
+    for of_part in sums[1:]:
+        a += of_part[0]
+        b += of_part[1]
     return a, b
 
 

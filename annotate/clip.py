@@ -33,6 +33,7 @@ from worldline.annotate.clip_columns import (
 )
 from worldline.annotate.clip_depth import ClipDepth
 from worldline.annotate.clip_frames import square_pixels
+from worldline.annotate.decoder import made_ahead
 from worldline.annotate.depth import NO_DEPTH, DepthConfig
 from worldline.annotate.depth_adjustment import DepthAdjustmentConfig
 from worldline.annotate.geometry import Geometry, GeometryConfig, estimate_geometry
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from worldline.annotate.scenes import Scene
     from worldline.annotate.video import VideoInfo
 
+_FRAMES_AHEAD = 2
+"""Frames decoded and scored while the one before is tracked, where there is a thread for it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipConfig:
@@ -60,7 +64,7 @@ class ClipConfig:
     """Frames are scaled down to at most this many pixels before tracking; 640x480 and 960x540 stay as they
     are."""
     num_threads: int = 1
-    """Threads of OpenCV and of the decoder inside the call."""
+    """Threads inside the call: of the decoder, of OpenCV and of this engine's own loops."""
     fxfycxcy_px: tuple[float, float, float, float] | None = None
     """Known intrinsics in pixels of the source's full size, then held; None: estimated."""
     camera_model: str = "pinhole"
@@ -110,7 +114,8 @@ def annotate_clip(
     from threadpoolctl import threadpool_limits
 
     cv2.setNumThreads(config.num_threads)
-    with threadpool_limits(config.num_threads):
+    # Matrices here are small: threads of BLAS would wait for each other, and keep the cores from ours.
+    with threadpool_limits(1):
         return _annotate(info, scene, config, sidecar_path, given)
 
 
@@ -120,6 +125,8 @@ def _annotate(
     scores = ClipScores(config.scores, coded_size=(info.width, info.height))
     times: list[float] = []
     frames = _frames(info, scene, config, times, scores)
+    if config.num_threads > 1:
+        frames = made_ahead(frames, count=_FRAMES_AHEAD)
     depth = _clip_depth(info, config, given)
     row: dict[str, Any] = {"mode": config.mode, "given_id": None if given is None else given.given_id}
     geometry: Geometry | None = None

@@ -29,7 +29,7 @@ from worldline.annotate.degeneracy import (
 from worldline.annotate.distorted import DistortedConfig, is_distorted
 from worldline.annotate.features import FeaturesConfig, load_matcher
 from worldline.annotate.keyframe_map import KeyframeMap
-from worldline.annotate.lens import LensConfig, choose_camera, hold_unseen
+from worldline.annotate.lens import LensConfig, choose_camera, settle_lens
 from worldline.annotate.mapper import Mapper, MappingConfig
 from worldline.annotate.mapping import map_keyframes
 from worldline.annotate.moving import MovingConfig, find_moving
@@ -157,7 +157,7 @@ def estimate_geometry(
             mapper.map.velocity_px = velocity_of_rows(tracks, velocity, keyframe_map)
             mapper.map.readout, mapper.map.scan_axis = old.readout, old.scan_axis
     _polish(mapper, [keyframe.grey for keyframe in tracks.keyframes], config.refine)
-    hold_unseen(mapper, config.lens)
+    settle_lens(mapper, config.lens)
     if not mapper.map.is_posed.any() or not np.isfinite(mapper.map.points).any():
         raise ClipRejected("mapping", "no_map", "no keyframe or no point survived the adjustment")
     if tracks.zoom is not None:

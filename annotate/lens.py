@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from worldline.annotate.keyframe_map import CameraFreedom
 from worldline.annotate.lens_shift import corner_shift
 from worldline.annotate.mapper import Mapper
 from worldline.annotate.shutter import ShutterConfig, choose_readout, is_rolling
-
+from worldline.annotate.threads import in_threads
 
 _HELD = 1e-4
 """1-sigma of a distortion parameter that is as good as held at zero."""
@@ -29,13 +30,15 @@ class LensConfig:
     min_gain: float = 0.03
     """A stronger lens must lower the robust cost by this share. What rolling shutters, parked cars and soft patches
     gain by bending the lens stays below."""
-    distortion_sigma: tuple[float, float] = (0.1, 0.05)
-    """1-sigma of the k1 and k2 that every unknown lens is given: ordinary lenses bend a little, and held at zero the path
-    and the focal length take it up. A depth camera's video of 50 frames gets 454 px for 526 with k2 held, 505 with it
-    free."""
-    min_k2_gain: float = 0.001
-    """Share of the robust cost by which k2 must lower it on the finished map to stay free: 0.2 % to 0.9 % on real clips
-    whose lens has one, under 0.06 % on most rendered ones, which have none."""
+    k1_sigma: float = 0.1
+    """1-sigma of the k1 that every unknown lens is given: ordinary lenses bend a little, and held at zero the path
+    takes it up."""
+    k2_sigma: float = 0.05
+    """The same of k2, where a finished map demands one."""
+    min_k2_gain: float = 0.0015
+    """Share of the robust cost by which a k2 must lower it: 0.2 % to 0.9 % on real clips whose lens has one, under 0.06 %
+    on most rendered ones, which have none. A depth camera's video of 50 frames gets 454 px for 526 with k2 held, 505
+    with it free."""
     min_centre_gain: float = 0.002
     """The same for a principal point off the image's centre, judged on the finished map. Rendered clips whose principal
     point is 4 px off gain 0.3 % to 40 %; on real ones with it near the centre the cost rises."""
@@ -48,8 +51,8 @@ def choose_camera(
     mapper: Mapper, velocity_px: np.ndarray, config: LensConfig, shutter: ShutterConfig
 ) -> bool:
     """Gives the map the camera that its residuals demand: model comparison, not habit. Unless the intrinsics are given
-    that is a slightly bent lens (radial, its parameters and the principal point each under a prior) or, at a gain, a
-    strong one (radial or fisheye, no prior); in any case, at a gain, a rolling shutter.
+    that is a slightly bent lens (one parameter and the principal point, each under a prior) or, at a gain, a strong one
+    (two parameters, radial or fisheye); in any case, at a gain, a rolling shutter.
 
     velocity_px: [M, 2] of the map's observations. Returns whether the distortion found is strong: more than
     `strong_share` of the image at its corners.
@@ -59,7 +62,7 @@ def choose_camera(
     best = replace(bundle, sigma_px=scatter(bundle))
     size_px = (mapper.map.width, mapper.map.height)
     freedom = CameraFreedom(
-        distortion_sigma=config.distortion_sigma,
+        distortion_sigma=(config.k1_sigma, _HELD),
         centre_sigma_px=config.centre_share * size_px[0],
         centre_prior_px=(size_px[0] / 2, size_px[1] / 2),
     )
@@ -88,9 +91,9 @@ def choose_camera(
     return not mapper.known_focal and corner_shift(mapper.map.intrinsics()) > config.strong_share
 
 
-def hold_unseen(mapper: Mapper, config: LensConfig) -> None:
-    """Takes back what a finished map's residuals do not demand: the second parameter of a slightly bent lens, and a
-    principal point off the image's centre, which a drive straight ahead takes for a part of its heading.
+def settle_lens(mapper: Mapper, config: LensConfig) -> None:
+    """Gives a finished map's lens what its residuals demand: a second parameter to a slightly bent one, and the principal
+    point off the image's centre, else put back there: a drive straight ahead takes it for a part of its heading.
 
     Outliers have a say, since the inliers are those of the map under the free principal point.
     """
@@ -103,12 +106,11 @@ def hold_unseen(mapper: Mapper, config: LensConfig) -> None:
     settings = mapper.camera_config(max_iterations=40, relative_tolerance=1e-5)
     best = adjust(bundle, settings)
     k1_sigma, k2_sigma = settings.distortion_sigma
-    if k2_sigma > 0:
-        bent_once = replace(best, distortion=best.distortion * [1, 0])
-        settings_once = replace(settings, distortion_sigma=(k1_sigma, _HELD))
-        held = adjust(bent_once, settings_once)
-        if best.cost >= held.cost * (1 - config.min_k2_gain):
-            best, settings = held, settings_once
+    if k2_sigma == _HELD:
+        settings_twice = replace(settings, distortion_sigma=(k1_sigma, config.k2_sigma))
+        bent_twice = adjust(best, settings_twice)
+        if bent_twice.cost < best.cost * (1 - config.min_k2_gain) and _is_monotonic(bent_twice):
+            best, settings = bent_twice, settings_twice
             mapper.freedom = replace(mapper.freedom, distortion_sigma=settings.distortion_sigma)
     held = adjust(replace(best, centre_px=np.array(prior_px)), replace(settings, centre_sigma_px=0.0))
     if best.cost >= held.cost * (1 - config.min_centre_gain):
@@ -131,7 +133,7 @@ def _bend(
     fisheye = replace(best, model="fisheye", distortion=best.distortion + [1 / 3, 0.0])
     if mapped.model == "fisheye":
         fisheye = replace(mapped, shutter_px=best.shutter_px, readout=best.readout)
-    strong = [adjust(start, _settings(mapper, free)) for start in (best, fisheye)]
+    strong = in_threads(partial(adjust, config=_settings(mapper, free)), (best, fisheye))
     bent = min((each for each in strong if _is_monotonic(each)), key=lambda each: each.cost, default=best)
     if bent.cost < best.cost * (1 - config.min_gain):
         return bent, free

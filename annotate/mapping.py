@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from worldline.annotate.bundle_problem import reprojection_errors
 from worldline.annotate.camera import Intrinsics
 from worldline.annotate.keyframe_map import CameraFreedom, KeyframeMap
 from worldline.annotate.mapper import Mapper, MappingConfig, keyframe_observations
+from worldline.annotate.threads import in_threads
 from worldline.annotate.tracks import Tracks
 from worldline.datasets.schema import ClipRejected
 
@@ -123,8 +125,8 @@ def find_starts(
     mapper.index()
     for first, second in _start_pairs(mapper):
         best: tuple[float, KeyframeMap] | None = None
-        for lens in guesses:
-            candidate = _try_start(mapper, first, second, lens)
+        candidates = in_threads(partial(_try_start, mapper, first, second), guesses)
+        for lens, candidate in zip(guesses, candidates, strict=True):
             needed = 1 + _WIDE_GAIN if lens[0] == "fisheye" else 1.0
             if candidate is not None and (best is None or candidate[0] > needed * best[0]):
                 best = candidate

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from worldline.annotate.mapper import keyframe_observations
+from worldline.annotate.threads import in_threads
 from worldline.annotate.tracks import Tracks
 
 
@@ -43,17 +44,20 @@ def find_moving(tracks: Tracks, config: MovingConfig) -> np.ndarray:
     num_kf = len(tracks.keyframes)
     bounds = np.searchsorted(kf_idx, np.arange(num_kf + 1))
     scale = max(tracks.width, tracks.height) / 640
+
+    def distances(pair: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+        a, b = (slice(*bounds[kf : kf + 2]) for kf in pair)
+        common, at_a, at_b = np.intersect1d(track_idx[a], track_idx[b], return_indices=True)
+        if len(common) < 60:
+            return common, None
+        return common, _off_epipolar(xy[a][at_a], xy[b][at_b], tracks, config, scale)
+
+    pairs = [(first, first + gap) for first in range(num_kf) for gap in config.gaps if first + gap < num_kf]
     off, votes = np.zeros(tracks.num_tracks), np.zeros(tracks.num_tracks)
-    for first in range(num_kf):
-        for second in (first + gap for gap in config.gaps if first + gap < num_kf):
-            a, b = slice(*bounds[first : first + 2]), slice(*bounds[second : second + 2])
-            common, at_a, at_b = np.intersect1d(track_idx[a], track_idx[b], return_indices=True)
-            if len(common) < 60:
-                continue
-            distance = _off_epipolar(xy[a][at_a], xy[b][at_b], tracks, config, scale)
-            if distance is not None:
-                off[common] += distance > config.off_px * scale
-                votes[common] += 1
+    for common, distance in in_threads(distances, pairs):
+        if distance is not None:
+            off[common] += distance > config.off_px * scale
+            votes[common] += 1
     is_moving = (votes > 0) & (off > config.min_votes * votes)
     if is_moving.sum() < config.min_share * (votes > 0).sum():
         return np.zeros(tracks.num_tracks, dtype=bool)

@@ -22,7 +22,7 @@ def sample(image, x, y):
     return top * (1.0 - v) + bottom * v
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def sample_patches(image, xy, half):
     """Values [N, 2 half + 1, 2 half + 1] float32 around pixels xy [N, 2]."""
     side = 2 * half + 1
@@ -34,7 +34,7 @@ def sample_patches(image, xy, half):
     return values
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def align_patches(image, patch, gradient, hessian_inverse, warp, start, num_iterations):
     """Aligns N square patches with the image.
 

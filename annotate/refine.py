@@ -21,6 +21,7 @@ from worldline.annotate.keyframe_map import KeyframeMap, shutter_px
 from worldline.annotate.patch_alignment import align_patches, sample_patches
 from worldline.annotate.shutter import velocity_nearby
 from worldline.annotate.slant import SlantConfig, inverse_depth_slope
+from worldline.annotate.threads import in_threads
 
 _STEP_PX = 2.0
 """Distance over which a patch's affine warp is measured."""
@@ -82,18 +83,21 @@ def refine_observations(
     references = _references(keyframe_map, config)
     patches = _patches(greys, keyframe_map, references, config)
     xy = keyframe_map.xy_px.copy()
-    for kf in np.flatnonzero(keyframe_map.is_posed).tolist():
+
+    def refine(kf: int) -> None:
         rows = np.flatnonzero((keyframe_map.kf_idx == kf) & keyframe_map.is_inlier)
         track = keyframe_map.track_idx[rows]
         rows = rows[(references.row[track] >= 0) & (references.row[track] != rows)]
         if len(rows) == 0:
-            continue
+            return
         track = keyframe_map.track_idx[rows]
         warp, _ = _warps(keyframe_map, references, track, kf)
         found, score = _align(greys[kf], patches, track, warp, xy[rows], config)
         shift = np.linalg.norm(found - xy[rows], axis=1)
         good = (score > config.min_correlation) & (shift < config.max_shift_px)
         xy[rows[good]] = found[good]
+
+    in_threads(refine, np.flatnonzero(keyframe_map.is_posed).tolist())
     return replace(keyframe_map, xy_px=xy)
 
 
@@ -103,23 +107,28 @@ def find_again(greys: Sequence[np.ndarray], keyframe_map: KeyframeMap, config: R
     patches = _patches(greys, keyframe_map, references, config)
     halves = [cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for grey in greys]
     half_patches = _patches(halves, keyframe_map, references, config, scale=0.5)
-    added: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     observed_by = [keyframe_map.track_idx[keyframe_map.kf_idx == k] for k in range(len(greys))]
-    for kf in np.flatnonzero(keyframe_map.is_posed).tolist():
+
+    def find(kf: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+        """(kf_idx, track_idx, xy_px, velocity_px) of what is found."""
         track = _candidates(keyframe_map, references, patches, observed_by, kf, config)
         if len(track) == 0:
-            continue
+            return None
         warp, ideal = _warps(keyframe_map, references, track, kf)
         predicted, velocity = _as_read(keyframe_map, kf, ideal)
         rough, score = _align(halves[kf], half_patches, track, warp, predicted / 2, config)
         ok = score > 0.7 * config.min_correlation
         if not ok.any():
-            continue
+            return None
         found, score = _align(greys[kf], patches, track[ok], warp[ok], rough[ok] * 2, config)
         good = score > config.min_correlation
         good &= _agrees(found - predicted[ok], found, good)
-        if good.sum() >= 8:
-            added.append((np.full(int(good.sum()), kf), track[ok][good], found[good], velocity[ok][good]))
+        if good.sum() < 8:
+            return None
+        return np.full(int(good.sum()), kf), track[ok][good], found[good], velocity[ok][good]
+
+    found = in_threads(find, np.flatnonzero(keyframe_map.is_posed).tolist())
+    added = [each for each in found if each is not None]
     if not added:
         return keyframe_map
     kf_idx, track_idx, xy_px, velocity_px = (np.concatenate(each) for each in zip(*added, strict=True))
@@ -240,7 +249,8 @@ def _patches(
     patch = np.zeros((num_tracks, side * side), dtype=np.float32)
     gradient = np.zeros((num_tracks, side * side, 2), dtype=np.float32)
     row = references.row[references.row >= 0]
-    for kf in np.unique(keyframe_map.kf_idx[row]):
+
+    def cut_out(kf: int) -> None:
         at = row[keyframe_map.kf_idx[row] == kf]
         values = sample_patches(greys[kf], keyframe_map.xy_px[at] * scale, config.half_px + 1)
         track = keyframe_map.track_idx[at]
@@ -250,6 +260,8 @@ def _patches(
         by_x = (values[:, 1:-1, 2:] - values[:, 1:-1, :-2]).reshape(len(at), -1) / 2
         by_y = (values[:, 2:, 1:-1] - values[:, :-2, 1:-1]).reshape(len(at), -1) / 2
         gradient[track] = np.stack([by_x, by_y], axis=2) / spread[:, None, None]
+
+    in_threads(cut_out, np.unique(keyframe_map.kf_idx[row]).tolist())
     hessian = np.einsum("nsi,nsj->nij", gradient, gradient)
     determinant = hessian[:, 0, 0] * hessian[:, 1, 1] - hessian[:, 0, 1] ** 2
     good = determinant > 1.0

@@ -3,8 +3,9 @@
 Keyframes carry the posterior covariance of the bundle adjustment; frames between them that of their
 neighbours plus what their own observations leave. Gauge: first keyframe held, scale held by the rms distance
 of the centres from it. Observations share errors (compression moves whole regions of a frame, a lens bends as no
-model does), so the formal covariance is too small. How far they do shows in each clip's residuals (annotate/bundle_covariance.py); how much more of
-it the poses have taken up was measured on rendered truth (benchmarks/calibration.py draws the reliability plot).
+model does), so the formal covariance is too small. How far they do shows in each clip's residuals
+(annotate/bundle_covariance.py); how much more of it the poses have taken up was measured on rendered truth
+(benchmarks/calibration.py draws the reliability plot).
 """
 
 from __future__ import annotations

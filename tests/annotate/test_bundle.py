@@ -248,7 +248,9 @@ def test_covariance_is_the_scatter_of_repeated_experiments() -> None:
     assert np.abs(stated[0]).max() == 0
 
 
-@pytest.mark.parametrize(("told_by", "share"), [("togetherness", 0.0), ("togetherness", 0.8), ("standing", 0.8)])
+@pytest.mark.parametrize(
+    ("told_by", "share"), [("togetherness", 0.0), ("togetherness", 0.8), ("standing", 0.8)]
+)
 def test_togetherness_is_what_shared_errors_add_to_the_scatter(told_by: str, share: float) -> None:
     """Monte Carlo: points in one part of a frame, or of the image over all frames, move by `share` of their variance
     together, the rest each alone."""
