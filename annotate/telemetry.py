@@ -1,7 +1,8 @@
 """Motion sensors written beside the video: media file in, GPS track, inertial samples and camera orientation
 out.
 
-GoPro, DJI, Sony, Insta360 and others are read through `telemetry-parser` (pip extra `telemetry`). Sensor axes
+GoPro, DJI, Sony, Insta360 and others are read through `telemetry-parser` (pip extra `telemetry`), a Karma drone's
+position by annotate/gpmf.py. Sensor axes
 are kept as the package delivers them: how they sit in the camera is derived from data where they are used
 (`annotate/scale_telemetry.py`). All times are seconds on the video's clock as far as the file tells it; a
 shift of some tenths of a second can remain.
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from worldline.annotate.gpmf import drone_rows
 from worldline.datasets.schema import MissingBackend
 
 
@@ -92,7 +94,7 @@ def _read_cached(path: str, _mtime_ns: int, _size_bytes: int) -> Telemetry | Non
     blocks: list[dict[str, Any]] = parser.telemetry()
     telemetry = Telemetry(
         camera=f"{parser.camera or ''} {parser.model or ''}".strip(),
-        gps=_gps(blocks),
+        gps=_gps(blocks) or _track(drone_rows(Path(path))),
         inertial=_inertial(parser.normalized_imu()),
         orientation=_orientation(blocks),
     )
@@ -152,8 +154,12 @@ spells them."""
 
 
 def _gps(blocks: list[dict[str, Any]]) -> Gps | None:
-    """GPS of any layout -> rows (time, latitude, longitude, altitude, speed, dop) of valid fixes."""
-    rows = _gopro_rows(blocks) or _record_rows(blocks)
+    """GPS of any layout the package reads."""
+    return _track(_gopro_rows(blocks) or _record_rows(blocks))
+
+
+def _track(rows: list[tuple[float, ...]]) -> Gps | None:
+    """Track of rows (time, latitude, longitude, altitude, speed, dop) of valid fixes; None where they are few."""
     if len(rows) < 5:
         return None
     table = np.array(sorted(rows), dtype=np.float64)

@@ -47,8 +47,8 @@ RENDERED = {
         "distortion": (0.0, 0.0),
     },
 }
-STRIDE = {"redkitchen_a": 3}
-"""Every n-th frame for pycolmap, which takes minutes otherwise."""
+MAX_FRAMES = 170
+"""Most frames for pycolmap, every n-th of a longer sequence: it takes minutes otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,13 +56,16 @@ class PosesConfig:
     """What to run."""
 
     sequences: tuple[str, ...] = ("redkitchen_a", "kitti_a", *RENDERED)
-    """Names of sequences: folders of ../shared/data with groundtruth.tum, or rendered ones."""
+    """Names of sequences: folders of `data_dir` with video.mp4 and groundtruth.tum, or rendered ones."""
+    data_dir: Path = DATA
+    """Folder of the real sequences (../shared/data; benchmarks/public_sequences.py makes another)."""
     engines: tuple[str, ...] = ENGINES
     num_frames: int = 120
     """Length of the rendered clips."""
     num_threads: int = 2
     write: bool = True
-    """Write docs/results/poses.md."""
+    """Write docs/results/REPORT.md."""
+    report: str = "poses"
     run_one: str = ""
     """Internal: run `engine:folder` alone and print its poses' file."""
 
@@ -76,7 +79,7 @@ def main(config: PosesConfig) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for name in config.sequences:
-            folder = _prepare(name, Path(work), config.num_frames)
+            folder = _prepare(name, Path(work), config)
             if folder is None:
                 print(f"{name}: not there, skipped", file=sys.stderr)
                 continue
@@ -94,7 +97,7 @@ def main(config: PosesConfig) -> int:
     )
     if config.write:
         write_report(
-            "poses",
+            config.report,
             "Poses against truth",
             shlex.join(["python", "-m", "benchmarks.poses", *sys.argv[1:]]),
             {"Sequences": rows},
@@ -104,7 +107,7 @@ def main(config: PosesConfig) -> int:
     return 0
 
 
-def _prepare(name: str, work: Path, num_frames: int) -> Path | None:
+def _prepare(name: str, work: Path, config: PosesConfig) -> Path | None:
     """A folder with video.mp4, truth.npz (timestamps_s, world_from_cam) and images/ for pycolmap."""
     from worldline.annotate.video import probe, read_frames
 
@@ -113,16 +116,16 @@ def _prepare(name: str, work: Path, num_frames: int) -> Path | None:
     if name in RENDERED:
         from worldline.datasets.synthetic import SyntheticConfig, truth_of, write_clip
 
-        size = {"width": 640, "height": 360, "num_frames": num_frames}
+        size = {"width": 640, "height": 360, "num_frames": config.num_frames}
         synthetic = SyntheticConfig(**size, **RENDERED[name])  # type: ignore[arg-type]
         write_clip(synthetic, folder)
         truth = truth_of(synthetic)
         times, poses = truth.timestamps_s, truth.world_from_cam
     else:
-        source = DATA / name
+        source = config.data_dir / name
         if not (source / "groundtruth.tum").exists():
             return None
-        (folder / "video.mp4").symlink_to(source / "video.mp4")
+        (folder / "video.mp4").symlink_to((source / "video.mp4").resolve())
         table = np.loadtxt(source / "groundtruth.tum")
         rotation = rotation_from_quat_xyzw(table[:, 4:8])
         times, poses = table[:, 0], np.concatenate([rotation, table[:, 1:4, None]], axis=2)
@@ -131,8 +134,10 @@ def _prepare(name: str, work: Path, num_frames: int) -> Path | None:
 
     images = folder / "images"
     images.mkdir()
-    for frame in read_frames(probe(str(folder / "video.mp4"))):
-        if frame.index % STRIDE.get(name, 1) == 0:
+    info = probe(str(folder / "video.mp4"))
+    stride = -(-len(info.timestamps_s) // MAX_FRAMES)
+    for frame in read_frames(info):
+        if frame.index % stride == 0:
             path = images / f"{round(frame.timestamp_s * 1e6):012d}.png"
             cv2.imwrite(str(path), cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
     return folder

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from worldline.annotate.gpmf import position_rows
 from worldline.annotate.telemetry import _gps, _orientation, read_telemetry
 from worldline.datasets.schema import MissingBackend
 
@@ -107,3 +109,39 @@ def test_orientation_without_stabilisation_has_an_identity_image_rotation() -> N
     np.testing.assert_allclose(orientation.image_quat_xyzw, np.tile([0, 0, 0, 1.0], (20, 1)))
     assert orientation.times_s[-1] == pytest.approx(0.634, abs=1e-3)
     assert _orientation([{}]) is None
+
+
+def _element(key: str, kind: str, size: int, data: bytes) -> bytes:
+    header = struct.pack(">4scBH", key.encode(), kind.encode(), size, len(data) // size)
+    return header + data + bytes(-len(data) % 4)
+
+
+def _glpi(rows: list[tuple[int, ...]]) -> bytes:
+    """A payload as a Karma drone writes it: a stream of another sensor, then that of its position."""
+    scale = struct.pack(">9i", 1000, 10**7, 10**7, 1000, 1000, 100, 100, 100, 100)
+    other = _element("SCAL", "l", 4, struct.pack(">i", 7)) + _element(
+        "ACCL", "s", 6, struct.pack(">3h", 1, 2, 3)
+    )
+    data = b"".join(struct.pack(">IiiiihhhH", *row) for row in rows)
+    position = (
+        _element("SCAL", "l", 4, scale)
+        + _element("TYPE", "c", 1, b"LllllsssS")
+        + _element("GLPI", "?", 28, data)
+    )
+    streams = b"".join(_element("STRM", "\0", 1, stream) for stream in (other, position))
+    return _element("DEVC", "\0", 1, streams)
+
+
+def test_a_drones_position_is_scaled_column_by_column() -> None:
+    row = (146071, 331253688, -1173310668, 15711, 2003, 300, -400, -8, 33156)
+    found = position_rows(_glpi([row, row]))
+    assert found.shape == (2, 9)
+    assert found[0] == pytest.approx(
+        [146.071, 33.1253688, -117.3310668, 15.711, 2.003, 3.0, -4.0, -0.08, 331.56]
+    )
+
+
+@pytest.mark.parametrize("length", [0, 7, 60, 90, 150])
+def test_a_truncated_payload_yields_whole_rows_or_none(length: int) -> None:
+    row = (146071, 331253688, -1173310668, 15711, 2003, 300, -400, -8, 33156)
+    assert len(position_rows(_glpi([row, row])[:length])) == 0
