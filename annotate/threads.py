@@ -20,7 +20,8 @@ _Result = TypeVar("_Result")
 
 def in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
     """`function` of each item, in order; an error of one is raised."""
-    num_threads = cv2.getNumThreads()
+    items = list(items)
+    num_threads = min(cv2.getNumThreads(), len(items))
     if num_threads <= 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(num_threads) as pool:
