@@ -26,8 +26,8 @@ from worldline.annotate.bundle_problem import (
     prior_cost,
     robust_cost,
 )
-from worldline.annotate.bundle_system import MIN_SHARED, Layout, apply_step, normal_equations, solve
-from worldline.annotate.threads import even_parts, in_threads
+from worldline.annotate.bundle_system import Layout, apply_step, normal_equations, solve
+from worldline.annotate.threads import in_threads
 
 
 def adjust(bundle: Bundle, config: BundleConfig) -> Bundle:
@@ -82,18 +82,17 @@ def _settled(bundle: Bundle, config: BundleConfig, layout: Layout) -> Bundle:
 def settle(bundle: Bundle, config: BundleConfig, layout: Layout | None = None) -> Bundle:
     """The bundle with each point moved to where the cameras as they are see it, by the loss of `config`; points that
     fewer than two observations show stay."""
-    layout = layout or Layout.of(bundle, config)
+    order = layout or Layout.of(bundle, config)
     packed = pack(bundle)
     points = packed.points.copy()
-    by_point, starts = layout.by_point, layout.point_starts
 
     def settle_part(part: tuple[int, int]) -> None:
         kernels.settle_points(
             packed.cams,
             points,
             packed.cam_idx,
-            by_point,
-            starts,
+            order.by_point,
+            order.point_starts,
             packed.xy,
             packed.focal,
             packed.centre,
@@ -105,5 +104,5 @@ def settle(bundle: Bundle, config: BundleConfig, layout: Layout | None = None) -
             *part,
         )
 
-    in_threads(settle_part, even_parts(starts[1:], min_size=MIN_SHARED))
+    in_threads(settle_part, order.parts())
     return replace(bundle, points_in_world=points)

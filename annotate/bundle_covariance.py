@@ -9,13 +9,14 @@ together shows in the residuals themselves: the covariance that is robust to cor
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
 
 from worldline.annotate import bundle_kernels as kernels
-from worldline.annotate.bundle_problem import Bundle, BundleConfig, linearise, robust_cost
+from worldline.annotate.bundle_problem import Bundle, BundleConfig, linearise, part_of_image, robust_cost
 from worldline.annotate.bundle_system import Layout, add_priors, normal_equations, reduce
 
 _CELLS = (4, 3)
@@ -102,8 +103,11 @@ def covariance(
     posterior = np.einsum("cii->ci", camera)[:, 3:6].sum(axis=1)
     others = posterior > 0
     over_posterior = []
-    for frame_idx in (bundle.cam_idx, np.zeros_like(bundle.cam_idx)):
-        scores = _scores(bundle, terms, root, system, layout, _clusters(bundle, frame_idx))
+    in_image = part_of_image(bundle.xy_px, tuple(2 * bundle.centre_px), _CELLS)
+    in_frame = bundle.cam_idx * math.prod(_CELLS) + in_image
+    for part in (in_frame, in_image):
+        cluster = np.unique(part, return_inverse=True)[1]
+        scores = _scores(bundle, terms, root, system, layout, cluster)
         robust = _centre_variance(bundle, config, layout, full, _changed(scores, change, layout))
         share = robust[others] / posterior[others]
         over_posterior.append(float(np.sqrt(np.mean(share))) if others.any() else np.nan)
@@ -115,14 +119,6 @@ def covariance(
         standing=standing,
         held_lens=_blocks(considered, num_cams, layout),
     )
-
-
-def _clusters(bundle: Bundle, frame_idx: np.ndarray) -> np.ndarray:
-    """[M] number of the part of its frame that each observation lies in."""
-    across, down = _CELLS
-    cell = (bundle.xy_px / (2 * bundle.centre_px) * _CELLS).astype(int)
-    cell = np.clip(cell[:, 0], 0, across - 1) * down + np.clip(cell[:, 1], 0, down - 1)
-    return np.unique(frame_idx * across * down + cell, return_inverse=True)[1]
 
 
 def _by_centre(rotation: np.ndarray, translation: np.ndarray, per_cam: int) -> np.ndarray:

@@ -146,6 +146,12 @@ def scatter(bundle: Bundle) -> float:
     return max(float(np.median(reprojection_errors(bundle))) / 1.18, 1e-3)
 
 
+def part_of_image(xy_px: np.ndarray, size_px: tuple[float, float], parts: tuple[int, int]) -> np.ndarray:
+    """[M] number of the part (across x down of them) of an image of `size_px` that each pixel [M, 2] lies in."""
+    at = np.clip((xy_px / size_px * parts).astype(int), 0, np.array(parts) - 1)
+    return at[:, 0] * parts[1] + at[:, 1]
+
+
 def check_bundle(bundle: Bundle) -> None:
     m = len(bundle.xy_px)
     if bundle.cam_idx.shape != (m,) or bundle.point_idx.shape != (m,) or bundle.xy_px.shape != (m, 2):

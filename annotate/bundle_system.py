@@ -18,7 +18,7 @@ from worldline.annotate.bundle_problem import Bundle, BundleConfig, centre_shift
 from worldline.annotate.camera import rotation_from_rotvec
 from worldline.annotate.threads import even_parts, in_threads
 
-MIN_SHARED = 4000
+_MIN_SHARED = 4000
 """Fewest observations that threads share: starting them takes as long as a thousand do."""
 
 
@@ -34,6 +34,10 @@ class Layout:
     @property
     def size(self) -> int:
         return self.num_cam + self.shared
+
+    def parts(self) -> list[tuple[int, int]]:
+        """Runs of points, first and last + 1, one for each thread that the problem is large enough for."""
+        return even_parts(self.point_starts[1:], min_size=_MIN_SHARED)
 
     @staticmethod
     def of(bundle: Bundle, config: BundleConfig) -> Layout:
@@ -184,7 +188,7 @@ def reduce(system: dict[str, Any], damping: float, layout: Layout) -> tuple[np.n
     if "v" not in system:
         return a, b
     system["v_inv"] = v_inv = _damped_inverse(system["v"], damping)
-    parts = even_parts(layout.point_starts[1:], min_size=MIN_SHARED)
+    parts = layout.parts()
     sums = [(a, b), *((np.zeros_like(a), np.zeros_like(b)) for _ in parts[1:])]
 
     def eliminate(part: int) -> None:

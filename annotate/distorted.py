@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worldline.annotate.bundle import adjust
-from worldline.annotate.bundle_problem import Bundle, BundleConfig, linearise, scatter
+from worldline.annotate.bundle_problem import Bundle, BundleConfig, linearise, part_of_image, scatter
 from worldline.annotate.mapper import Mapper
 
 _CELLS = (8, 6)
@@ -48,8 +48,7 @@ def pattern(bundle: Bundle, size_px: tuple[int, int]) -> float:
     valid = np.isfinite(residual[:, 0])
     sigma_px = scatter(bundle)
     weight = 1 / (1 + np.sum((residual[valid] / (2 * sigma_px)) ** 2, axis=1))
-    cell = np.clip((bundle.xy_px[valid] / size_px * _CELLS).astype(int), 0, np.array(_CELLS) - 1)
-    at = cell[:, 0] * _CELLS[1] + cell[:, 1]
+    at = part_of_image(bundle.xy_px[valid], size_px, _CELLS)
     num_cells = _CELLS[0] * _CELLS[1]
     total = np.maximum(np.bincount(at, weight, minlength=num_cells), 1e-9)
     of_axis = [np.bincount(at, weight * residual[valid, k], minlength=num_cells) / total for k in (0, 1)]

@@ -11,13 +11,13 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
+import av.stream
 import numpy as np
 
-_STRUCT_OF_GPMF = str.maketrans(
-    {"l": "i", "L": "I", "s": "h", "S": "H", "j": "q", "J": "Q", "f": "f", "d": "d"}
-)
-"""Type letters whose meaning differs in Python's struct; b, B and others are alike."""
+from worldline.annotate.container import open_container, seconds
+
+_STRUCT_OF_GPMF = str.maketrans({"l": "i", "L": "I", "s": "h", "S": "H", "j": "q", "J": "Q"})
+"""Type letters that have another name in Python's struct."""
 _GLPI_COLUMNS = 9
 """Time [s], latitude, longitude [deg], altitude, height above start [m], velocity north, east, down [m/s], heading."""
 
@@ -27,19 +27,15 @@ def drone_rows(path: Path) -> list[tuple[float, ...]]:
     stream. Times are on the video's clock, to the quarter of a second between samples."""
     rows: list[np.ndarray] = []
     offsets_s = []
-    with av.open(str(path)) as container:
-        stream = next(
-            (s for s in container.streams if "GoPro MET" in s.metadata.get("handler_name", "")), None
-        )
-        if stream is None:
-            return []
-        for packet in container.demux(stream):
-            if not packet.size or packet.pts is None or packet.time_base is None:
-                continue
-            found = position_rows(bytes(packet))
-            if len(found):
+    with open_container(str(path), for_packets=True) as container:
+        for stream in container.streams:
+            if "GoPro MET" not in stream.metadata.get("handler_name", ""):
+                stream.discard = av.stream.Discard.all
+        for packet in container.demux():
+            time_s, found = seconds(packet.pts, packet.time_base), position_rows(bytes(packet))
+            if time_s is not None and len(found):
                 rows.append(found)
-                offsets_s.append(float(packet.pts * packet.time_base) - found[0, 0])
+                offsets_s.append(time_s - found[0, 0])
     if not rows:
         return []
     table = np.concatenate(rows)

@@ -2,10 +2,9 @@
 out.
 
 GoPro, DJI, Sony, Insta360 and others are read through `telemetry-parser` (pip extra `telemetry`), a Karma drone's
-position by annotate/gpmf.py. Sensor axes
-are kept as the package delivers them: how they sit in the camera is derived from data where they are used
-(`annotate/scale_telemetry.py`). All times are seconds on the video's clock as far as the file tells it; a
-shift of some tenths of a second can remain.
+position by annotate/gpmf.py. Sensor axes are kept as the package delivers them: how they sit in the camera is derived
+from data where they are used (annotate/scale_inertial.py). All times are seconds on the video's clock as far as the
+file tells it; a shift of some tenths of a second can remain.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ def _read_cached(path: str, _mtime_ns: int, _size_bytes: int) -> Telemetry | Non
     blocks: list[dict[str, Any]] = parser.telemetry()
     telemetry = Telemetry(
         camera=f"{parser.camera or ''} {parser.model or ''}".strip(),
-        gps=_gps(blocks) or _track(drone_rows(Path(path))),
+        gps=_gps(blocks, Path(path)),
         inertial=_inertial(parser.normalized_imu()),
         orientation=_orientation(blocks),
     )
@@ -153,13 +152,12 @@ _GPMF_FIX, _GPMF_PRECISION, _GPMF_GPS9 = "0x47505346", "0x47505350", "0x47505339
 spells them."""
 
 
-def _gps(blocks: list[dict[str, Any]]) -> Gps | None:
-    """GPS of any layout the package reads."""
-    return _track(_gopro_rows(blocks) or _record_rows(blocks))
-
-
-def _track(rows: list[tuple[float, ...]]) -> Gps | None:
-    """Track of rows (time, latitude, longitude, altitude, speed, dop) of valid fixes; None where they are few."""
+def _gps(blocks: list[dict[str, Any]], path: Path | None = None) -> Gps | None:
+    """GPS of any layout -> rows (time, latitude, longitude, altitude, speed, dop) of valid fixes. path: the file, read
+    again where the package names a drone's position without its values."""
+    rows = _gopro_rows(blocks) or _record_rows(blocks)
+    if not rows and path is not None and any("GLPI" in block for block in blocks):
+        rows = drone_rows(path)
     if len(rows) < 5:
         return None
     table = np.array(sorted(rows), dtype=np.float64)

@@ -34,7 +34,8 @@ def even_parts(ends: Iterable[int], *, min_size: int) -> list[tuple[int, int]]:
     ends: work up to and including each thing. One run where the work of all is less than `min_size`.
     """
     total = np.asarray(ends)
-    num_parts = 1 if len(total) == 0 or total[-1] < min_size else max(cv2.getNumThreads(), 1)
-    cuts = np.searchsorted(total, total[-1] * np.arange(1, num_parts) / num_parts) if num_parts > 1 else []
-    bounds = [0, *(int(cut) for cut in cuts), len(total)]
-    return list(pairwise(bounds))
+    if len(total) == 0 or total[-1] < min_size:
+        return [(0, len(total))]
+    num_parts = cv2.getNumThreads()
+    cuts = np.searchsorted(total, total[-1] * np.arange(1, num_parts) / num_parts)
+    return list(pairwise([0, *cuts.tolist(), len(total)]))

@@ -64,8 +64,9 @@ class PosesConfig:
     """Length of the rendered clips."""
     num_threads: int = 2
     write: bool = True
-    """Write docs/results/REPORT.md."""
+    """Write the report."""
     report: str = "poses"
+    """Its name: docs/results/REPORT.md."""
     run_one: str = ""
     """Internal: run `engine:folder` alone and print its poses' file."""
 

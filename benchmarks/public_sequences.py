@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from scipy.spatial.transform import Rotation
+
+from worldline.annotate.camera import invert, quat_xyzw_from_rotation, rotation_from_quat_xyzw
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,18 +81,28 @@ def _colmap_poses(path: Path) -> dict[str, np.ndarray]:
     for line in path.read_text().splitlines():
         image, *numbers = line.split()
         qw, qx, qy, qz, *translation = (float(number) for number in numbers[:7])
-        world_from_cam = Rotation.from_quat([qx, qy, qz, qw]).inv().as_matrix()
-        found[image] = np.c_[world_from_cam, -world_from_cam @ translation]
+        rotation = rotation_from_quat_xyzw(np.array([qx, qy, qz, qw]))
+        found[image] = invert(np.c_[rotation, translation])
     return found
 
 
 def _write(folder: Path, images: Path, first: int, fps: int, world_from_cam: np.ndarray) -> None:
     """A sequence's folder from numbered images, of even size and hardly compressed, and poses [T, 3, 4]."""
     folder.mkdir(parents=True, exist_ok=True)
-    quat_xyzw = Rotation.from_matrix(world_from_cam[:, :, :3]).as_quat()
+    quat_xyzw = quat_xyzw_from_rotation(world_from_cam[:, :, :3])
     times = np.arange(len(world_from_cam)) / fps
     np.savetxt(folder / "groundtruth.tum", np.c_[times, world_from_cam[:, :, 3], quat_xyzw], fmt="%.8f")
-    encoding = (
+    source = [
+        "-framerate",
+        str(fps),
+        "-start_number",
+        str(first),
+        "-i",
+        str(images),
+        "-frames:v",
+        str(len(times)),
+    ]
+    encoder = [
         "-vf",
         "crop=trunc(iw/2)*2:trunc(ih/2)*2:0:0",
         "-c:v",
@@ -100,11 +111,8 @@ def _write(folder: Path, images: Path, first: int, fps: int, world_from_cam: np.
         "14",
         "-pix_fmt",
         "yuv420p",
-    )
-    source = ("-framerate", str(fps), "-start_number", str(first), "-i", str(images))
-    length = ("-frames:v", str(len(times)))
-    command = ["ffmpeg", "-v", "error", "-y", *source, *length, *encoding, str(folder / "video.mp4")]
-    subprocess.run(command, check=True)
+    ]
+    subprocess.run(["ffmpeg", "-v", "error", "-y", *source, *encoder, str(folder / "video.mp4")], check=True)
 
 
 if __name__ == "__main__":
