@@ -37,8 +37,7 @@ class LensConfig:
     """The same of k2, where a finished map demands one."""
     min_k2_gain: float = 0.0015
     """Share of the robust cost by which a k2 must lower it: 0.2 % to 0.9 % on real clips whose lens has one, under 0.06 %
-    on most rendered ones, which have none. A depth camera's video of 50 frames gets 454 px for 526 with k2 held, 503
-    with it free."""
+    on most rendered ones, which have none. docs/camera.md has a clip that shows the difference."""
     min_centre_gain: float = 0.002
     """The same for a principal point off the image's centre, judged on the finished map. Rendered clips whose principal
     point is 4 px off gain 0.3 % to 40 %; on real ones with it near the centre the cost rises."""
