@@ -28,6 +28,7 @@ import tyro
 
 from worldline.annotate.camera import Intrinsics, compose, invert, quat_xyzw_from_rotation
 from worldline.datasets.camera_paths import SPEED_M_S, CameraPath, scene_from_cam
+from worldline.datasets.clip_video import x264_params
 from worldline.datasets.synthetic_config import SyntheticConfig, Truth
 from worldline.datasets.synthetic_lens import Lens
 from worldline.datasets.synthetic_mesh import FIRST_MOVING
@@ -235,8 +236,8 @@ def write_clip(config: SyntheticConfig, folder: Path) -> SyntheticClip:
         stream = container.add_stream("libx264", rate=Fraction(config.fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = config.width, config.height, "yuv420p"
         stream.codec_context.time_base = stream.time_base = Fraction(1, TICKS_PER_S)
-        stream.codec_context.thread_count = 2  # x264's output depends on it
-        stream.options = {"crf": str(config.crf), "preset": "veryfast"}
+        # x264's output depends on the number of threads.
+        stream.options = {"crf": str(config.crf), "preset": "veryfast", "x264-params": x264_params(threads=2)}
         for frame_idx, time_s in enumerate(renderer.truth.timestamps_s):
             frame = av.VideoFrame.from_ndarray(renderer.image(frame_idx), format="rgb24")
             frame.pts, frame.time_base = round(time_s * TICKS_PER_S), Fraction(1, TICKS_PER_S)

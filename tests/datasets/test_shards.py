@@ -60,7 +60,8 @@ def test_frames_at_the_rate_itself_are_all_taken() -> None:
 def test_frame_k_of_the_mp4_is_frame_k(media) -> None:
     frames = [media.numbered_frame(k) for k in range(50)]
     data = encode_video(frames, ENCODE)
-    assert data == encode_video(frames, ENCODE)
+    # Many times: x264's AVX-512 differed once in a hundred.
+    assert all(data == encode_video(frames, ENCODE) for _ in range(20))
     decoded = decode_video(data)
     assert decoded.shape == (50, 96, 160, 3)
     assert [media.number_of(image) for image in decoded] == list(range(50))
