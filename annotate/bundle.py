@@ -26,7 +26,7 @@ from worldline.annotate.bundle_problem import (
     prior_cost,
     robust_cost,
 )
-from worldline.annotate.bundle_system import Layout, apply_step, normal_equations, solve
+from worldline.annotate.bundle_system import MIN_ELIMINATED, Layout, apply_step, normal_equations, solve
 from worldline.annotate.threads import in_threads
 
 
@@ -104,5 +104,5 @@ def settle(bundle: Bundle, config: BundleConfig, layout: Layout | None = None) -
             *part,
         )
 
-    in_threads(settle_part, order.parts())
+    in_threads(settle_part, order.parts(MIN_ELIMINATED))
     return replace(bundle, points_in_world=points)

@@ -64,6 +64,7 @@ def covariance(
     _, weight = robust_cost(bundle, config, terms)
     system = normal_equations(bundle, config, terms, weight, layout, bundle)
     reduced, _ = reduce(system, 0.0, layout)
+    reduced = np.tril(reduced) + np.tril(reduced, -1).T
     size, num_cams = layout.size, len(bundle.cam_from_world)
     rotation, translation = bundle.cam_from_world[:, :, :3], bundle.cam_from_world[:, :, 3]
     centre = -np.einsum("cji,cj->ci", rotation, translation)

@@ -13,6 +13,8 @@ MODELS = {"pinhole": 0, "radial": 1, "fisheye": 2}
 """Numbers of the lens models in compiled code."""
 LOSSES = {"none": 0, "huber": 1, "cauchy": 2}
 """Numbers of the robust losses in compiled code."""
+BLOCK = 16
+"""Side of the blocks that `camera_blocks` fills: the unknowns of a camera and the shared ones are 14 at most."""
 
 
 @numba.njit(cache=True)
@@ -31,12 +33,12 @@ def _distort(r2, model, k1, k2):
     return theta_d / r, slope, theta * t2 / r, theta * t2 * t2 / r
 
 
-@numba.njit(cache=True)
-def residuals(cam_from_world, points, cam_idx, point_idx, xy, focal, centre, model, k):
-    """Residual [M, 2] (NaN behind the camera) and depth [M] of each observation."""
-    num = len(xy)
-    residual, depth = np.empty((num, 2)), np.empty(num)
-    for m in range(num):
+@numba.njit(cache=True, nogil=True)
+def residuals(
+    cam_from_world, points, cam_idx, point_idx, xy, focal, centre, model, k, residual, depth, first, last
+):
+    """Fills residual [M, 2] (NaN behind the camera) and depth [M] of the observations first to last - 1."""
+    for m in range(first, last):
         t, p = cam_from_world[cam_idx[m]], points[point_idx[m]]
         z = t[2, 0] * p[0] + t[2, 1] * p[1] + t[2, 2] * p[2] + t[2, 3]
         depth[m] = z
@@ -48,18 +50,20 @@ def residuals(cam_from_world, points, cam_idx, point_idx, xy, focal, centre, mod
         factor = focal[cam_idx[m]] * _distort(x * x + y * y, model, k[0], k[1])[0]
         residual[m, 0] = factor * x + centre[0] - xy[m, 0]
         residual[m, 1] = factor * y + centre[1] - xy[m, 1]
-    return residual, depth
 
 
-@numba.njit(cache=True)
-def jacobians(cam_from_world, points, cam_idx, point_idx, focal, model, k, free, cam, shared, point):
-    """Fills cam [M, 2, per_cam], shared [M, 2, S] and point [M, 2, 3]; zero rows behind the camera.
+@numba.njit(cache=True, nogil=True)
+def jacobians(
+    cam_from_world, points, cam_idx, point_idx, focal, model, k, free, cam, shared, point, first, last
+):
+    """Fills cam [M, 2, per_cam], shared [M, 2, S] and point [M, 2, 3] of the observations first to last - 1; zero rows
+    behind the camera.
 
     free: (focal per camera, shared focal, shared principal point, readout, shared distortion). The readout's column
     is left alone: it does not depend on the projection.
     """
     by_camera_focal, by_focal, by_centre, by_readout, by_distortion = free
-    for m in range(len(cam_idx)):
+    for m in range(first, last):
         t, p = cam_from_world[cam_idx[m]], points[point_idx[m]]
         px = t[0, 0] * p[0] + t[0, 1] * p[1] + t[0, 2] * p[2]
         py = t[1, 0] * p[0] + t[1, 1] * p[1] + t[1, 2] * p[2]
@@ -103,116 +107,135 @@ def jacobians(cam_from_world, points, cam_idx, point_idx, focal, model, k, free,
                 shared[m, row, s], shared[m, row, s + 1] = f * at * by_k1, f * at * by_k2
 
 
-@numba.njit(cache=True)
-def camera_blocks(cam, shared, residual, root, cam_idx, num_cams, a, b):
-    """Adds the cameras' and shared part of J^T J to the full a [n, n] and of J^T r to b [n]; root: [M]."""
-    per_cam, num_shared = cam.shape[2], shared.shape[2]
-    tail = num_cams * per_cam
-    for m in range(len(cam_idx)):
-        first, w = cam_idx[m] * per_cam, root[m] * root[m]
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def camera_blocks(cam, shared, residual, root, cam_idx, blocks, first, last):
+    """Adds the observations first to last - 1 to the cameras' and the shared part of J^T J and of J^T r.
+
+    blocks [C + 1, BLOCK, BLOCK]: of each camera with the shared unknowns behind its own, and J^T r behind those, in
+    the upper part's rows; of the last one the sum over all cameras. Rows of a fixed length become vector instructions.
+    """
+    per_cam, num_shared, tail = cam.shape[2], shared.shape[2], len(blocks) - 1
+    num, width = per_cam + num_shared, blocks.shape[2]
+    of_x, of_y = np.zeros(BLOCK), np.zeros(BLOCK)
+    for m in range(first, last):
+        w = root[m] * root[m]
         if w == 0.0:
             continue
-        for row in range(2):
-            r = residual[m, row] * w
-            for i in range(per_cam):
-                j_i = cam[m, row, i] * w
-                b[first + i] += cam[m, row, i] * r
-                for j in range(i + 1):
-                    a[first + i, first + j] += j_i * cam[m, row, j]
-                for j in range(num_shared):
-                    a[tail + j, first + i] += j_i * shared[m, row, j]
-            for i in range(num_shared):
-                b[tail + i] += shared[m, row, i] * r
-                for j in range(i + 1):
-                    a[tail + i, tail + j] += shared[m, row, i] * w * shared[m, row, j]
-    for c in range(num_cams):
+        block = blocks[cam_idx[m]]
         for i in range(per_cam):
-            for j in range(i):
-                a[c * per_cam + j, c * per_cam + i] = a[c * per_cam + i, c * per_cam + j]
-    for i in range(num_shared):
-        for j in range(tail + i):
-            a[j, tail + i] = a[tail + i, j]
+            of_x[i], of_y[i] = cam[m, 0, i], cam[m, 1, i]
+        for i in range(num_shared):
+            of_x[per_cam + i], of_y[per_cam + i] = shared[m, 0, i], shared[m, 1, i]
+        of_x[num], of_y[num] = residual[m, 0], residual[m, 1]
+        for i in range(num):
+            x_i, y_i, row = of_x[i] * w, of_y[i] * w, block[i]
+            for j in range(width):
+                row[j] += x_i * of_x[j] + y_i * of_y[j]
+    for c in range(tail):
+        for i in range(num):
+            for j in range(BLOCK):
+                blocks[tail, i, j] += blocks[c, i, j]
 
 
-@numba.njit(cache=True)
-def point_blocks(point, residual, root, point_idx, num_points):
-    """The points' part: v [P, 3, 3] of J^T J and g [P, 3] of J^T r."""
-    v, g = np.zeros((num_points, 3, 3)), np.zeros((num_points, 3))
-    for m in range(len(point_idx)):
-        p, w = point_idx[m], root[m] * root[m]
-        if w == 0.0:
-            continue
-        for row in range(2):
-            for i in range(3):
-                j_i = point[m, row, i] * w
-                g[p, i] += j_i * residual[m, row]
-                for j in range(3):
-                    v[p, i, j] += j_i * point[m, row, j]
-    return v, g
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def point_blocks(cam, shared, point, residual, root, by_point, point_starts, v, g, w, first, last):
+    """Fills the points first to last - 1 of v [P, 3, 3] in J^T J and g [P, 3] in J^T r, and of their observations w
+    [M, 3, per_cam + S]: the part of J^T J between an observation's point and its camera (and shared)."""
+    per_cam, num_shared = cam.shape[2], shared.shape[2]
+    for p in range(first, last):
+        v[p], g[p] = 0.0, 0.0
+        for m in by_point[point_starts[p] : point_starts[p + 1]]:
+            square = root[m] * root[m]
+            for j in range(3):
+                p0, p1 = point[m, 0, j] * square, point[m, 1, j] * square
+                g[p, j] += p0 * residual[m, 0] + p1 * residual[m, 1]
+                for i in range(3):
+                    v[p, i, j] += p0 * point[m, 0, i] + p1 * point[m, 1, i]
+                for i in range(per_cam):
+                    w[m, j, i] = cam[m, 0, i] * p0 + cam[m, 1, i] * p1
+                for i in range(num_shared):
+                    w[m, j, per_cam + i] = shared[m, 0, i] * p0 + shared[m, 1, i] * p1
 
 
-@numba.njit(cache=True)
-def coupling_blocks(cam, shared, point, root):
-    """w [M, 3, per_cam + S]: the part of J^T J between an observation's point and its camera (and shared)."""
-    num, per_cam, num_shared = len(root), cam.shape[2], shared.shape[2]
-    w = np.empty((num, 3, per_cam + num_shared))
-    for m in range(num):
-        square = root[m] * root[m]
-        for j in range(3):
-            p0, p1 = point[m, 0, j] * square, point[m, 1, j] * square
-            for i in range(per_cam):
-                w[m, j, i] = cam[m, 0, i] * p0 + cam[m, 1, i] * p1
-            for i in range(num_shared):
-                w[m, j, per_cam + i] = shared[m, 0, i] * p0 + shared[m, 1, i] * p1
-    return w
-
-
-@numba.njit(cache=True, inline="always")
-def _subtract_6x6(a, first, second, half, w):
-    """The inner loop of `eliminate_points` at the usual size: known in advance, it becomes vector instructions."""
-    for i in range(6):
-        for j in range(6):
-            a[first + i, second + j] -= half[i, 0] * w[0, j] + half[i, 1] * w[1, j] + half[i, 2] * w[2, j]
+@numba.njit(cache=True, nogil=True)
+def damped_inverse(v, damping):
+    """[P, 3, 3] inverses of the symmetric v, their diagonals raised by the damping; by cofactors."""
+    inverse = np.empty_like(v)
+    for p in range(len(v)):
+        a = v[p, 0, 0] * (1.0 + damping) + 1e-9
+        d = v[p, 1, 1] * (1.0 + damping) + 1e-9
+        f = v[p, 2, 2] * (1.0 + damping) + 1e-9
+        b, c, e = v[p, 0, 1], v[p, 0, 2], v[p, 1, 2]
+        i00, i01, i02 = d * f - e * e, c * e - b * f, b * e - c * d
+        over = 1.0 / (a * i00 + b * i01 + c * i02)
+        inverse[p, 0, 0], inverse[p, 1, 1], inverse[p, 2, 2] = (
+            i00 * over,
+            (a * f - c * c) * over,
+            (a * d - b * b) * over,
+        )
+        inverse[p, 0, 1] = inverse[p, 1, 0] = i01 * over
+        inverse[p, 0, 2] = inverse[p, 2, 0] = i02 * over
+        inverse[p, 1, 2] = inverse[p, 2, 1] = (b * c - a * e) * over
+    return inverse
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
 def eliminate_points(a, b, w, v_inv, g, cam_idx, by_point, point_starts, per_cam, num_cam, first, last):
-    """Subtracts W V^-1 W^T from a [n, n] and W V^-1 g from b [n]: the Schur complement, of points first to last - 1."""
-    num_shared = w.shape[2] - per_cam
-    half, total = np.empty((per_cam, 3)), np.empty((3, num_shared))
+    """Subtracts W V^-1 W^T from the lower triangle of a [n, n] and W V^-1 g from b [n]: the Schur complement, of points
+    first to last - 1.
+
+    Observations of a point are in the order of their cameras: where these follow each other, so do their columns in a,
+    and the innermost loop runs over all of them.
+    """
+    num_shared, most = w.shape[2] - per_cam, 1
     for p in range(first, last):
-        begin, end = point_starts[p], point_starts[p + 1]
-        inverse = v_inv[p]
+        most = max(most, point_starts[p + 1] - point_starts[p])
+    packed, end_of_run = np.empty((3, most * per_cam)), np.empty(most, np.int64)
+    half, total = np.empty(3), np.empty((3, num_shared))
+    for p in range(first, last):
+        seen = by_point[point_starts[p] : point_starts[p + 1]]
+        inverse, num = v_inv[p], len(seen)
         total[:] = 0.0
-        for m in by_point[begin:end]:
+        for k in range(num):
+            of_k = w[seen[k]]
             for j in range(3):
+                for i in range(per_cam):
+                    packed[j, k * per_cam + i] = of_k[j, i]
                 for s in range(num_shared):
-                    total[j, s] += w[m, j, per_cam + s]
-        for m in by_point[begin:end]:
-            row_of_m = cam_idx[m] * per_cam
+                    total[j, s] += of_k[j, per_cam + s]
+        for k in range(num - 1, -1, -1):
+            goes_on = k + 1 < num and cam_idx[seen[k + 1]] == cam_idx[seen[k]] + 1
+            end_of_run[k] = end_of_run[k + 1] if goes_on else k + 1
+        for k in range(num):
+            own = cam_idx[seen[k]]
+            stop = k + 1
+            while stop < num and cam_idx[seen[stop]] == own:
+                stop += 1
             for i in range(per_cam):
                 for j in range(3):
-                    half[i, j] = (
-                        w[m, 0, i] * inverse[0, j] + w[m, 1, i] * inverse[1, j] + w[m, 2, i] * inverse[2, j]
+                    half[j] = (
+                        packed[0, k * per_cam + i] * inverse[0, j]
+                        + packed[1, k * per_cam + i] * inverse[1, j]
+                        + packed[2, k * per_cam + i] * inverse[2, j]
                     )
-                b[row_of_m + i] -= half[i, 0] * g[p, 0] + half[i, 1] * g[p, 1] + half[i, 2] * g[p, 2]
+                h0, h1, h2 = half[0], half[1], half[2]
+                b[own * per_cam + i] -= h0 * g[p, 0] + h1 * g[p, 1] + h2 * g[p, 2]
                 for s in range(num_shared):
-                    a[num_cam + s, row_of_m + i] -= (
-                        half[i, 0] * total[0, s] + half[i, 1] * total[1, s] + half[i, 2] * total[2, s]
+                    a[num_cam + s, own * per_cam + i] -= (
+                        h0 * total[0, s] + h1 * total[1, s] + h2 * total[2, s]
                     )
-            for other in by_point[begin:end]:
-                second = cam_idx[other] * per_cam
-                if second > row_of_m:
-                    continue
-                if per_cam == 6:
-                    _subtract_6x6(a, row_of_m, second, half, w[other])
-                    continue
-                w0, w1, w2 = w[other, 0], w[other, 1], w[other, 2]
-                for i in range(per_cam):
-                    h0, h1, h2 = half[i, 0], half[i, 1], half[i, 2]
-                    row = a[row_of_m + i, second : second + per_cam]
-                    for j in range(per_cam):
+                other = 0
+                while other < stop:
+                    end = min(end_of_run[other], stop)
+                    length = (end - other) * per_cam
+                    at = cam_idx[seen[other]] * per_cam
+                    row = a[own * per_cam + i, at : at + length]
+                    w0 = packed[0, other * per_cam : end * per_cam]
+                    w1 = packed[1, other * per_cam : end * per_cam]
+                    w2 = packed[2, other * per_cam : end * per_cam]
+                    for j in range(length):
                         row[j] -= h0 * w0[j] + h1 * w1[j] + h2 * w2[j]
+                    other = end
         for s in range(num_shared):
             for j in range(3):
                 weighted = (
@@ -221,23 +244,25 @@ def eliminate_points(a, b, w, v_inv, g, cam_idx, by_point, point_starts, per_cam
                 b[num_cam + s] -= weighted * g[p, j]
                 for q in range(num_shared):
                     a[num_cam + s, num_cam + q] -= weighted * total[j, q]
-    for i in range(len(a)):
-        for j in range(i):
-            a[j, i] = a[i, j]
 
 
-@numba.njit(cache=True)
-def coupled_steps(w, cam_step, shared_step, cam_idx, point_idx, per_cam, out):
-    """Adds W^T times the cameras' step to out [P, 3]."""
-    for m in range(len(cam_idx)):
-        c, p = cam_idx[m], point_idx[m]
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def point_steps(
+    w, cam_step, shared_step, cam_idx, by_point, point_starts, per_cam, v_inv, g, out, first, last
+):
+    """Fills out [P, 3], points first to last - 1: the steps -V^-1 (g + W^T times the cameras' and shared step)."""
+    pull = np.empty(3)
+    for p in range(first, last):
+        pull[:] = g[p]
+        for m in by_point[point_starts[p] : point_starts[p + 1]]:
+            c = cam_idx[m]
+            for j in range(3):
+                for i in range(per_cam):
+                    pull[j] += w[m, j, i] * cam_step[c, i]
+                for i in range(len(shared_step)):
+                    pull[j] += w[m, j, per_cam + i] * shared_step[i]
         for j in range(3):
-            value = 0.0
-            for i in range(per_cam):
-                value += w[m, j, i] * cam_step[c, i]
-            for i in range(len(shared_step)):
-                value += w[m, j, per_cam + i] * shared_step[i]
-            out[p, j] += value
+            out[p, j] = -(v_inv[p, j, 0] * pull[0] + v_inv[p, j, 1] * pull[1] + v_inv[p, j, 2] * pull[2])
 
 
 @numba.njit(cache=True)
@@ -294,7 +319,7 @@ def rho(squared, loss, scale):
     return squared, 1.0
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
 def settle_points(
     cam_from_world,
     points,
@@ -314,51 +339,70 @@ def settle_points(
 ):
     """Moves points first to last - 1 of [P, 3] (in place), each by two Gauss-Newton steps, to where the given cameras
     see it; a step that raises the point's own cost is taken back."""
-    normal, gradient, kept = np.zeros((3, 3)), np.zeros(3), np.zeros(3)
+    kept, c2, information = np.zeros(3), scale * scale, 1.0 / (sigma * sigma)
     for p in range(first, last):
         point, cost = points[p], np.inf
         if starts[p + 1] - starts[p] < 2:
             continue
         for iteration in range(3):
-            normal[:], gradient[:], new = 0.0, 0.0, 0.0
+            # The sum of logarithms is that of their product.
+            new, product = 0.0, 1.0
+            n00, n10, n11, n20, n21, n22, g0, g1, g2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             for m in by_point[starts[p] : starts[p + 1]]:
                 t, f = cam_from_world[cam_idx[m]], focal[cam_idx[m]]
                 z = t[2, 0] * point[0] + t[2, 1] * point[1] + t[2, 2] * point[2] + t[2, 3]
                 if not z > 1e-6:
                     new += rho(1e6, loss, scale)[0]
                     continue
-                x = (t[0, 0] * point[0] + t[0, 1] * point[1] + t[0, 2] * point[2] + t[0, 3]) / z
-                y = (t[1, 0] * point[0] + t[1, 1] * point[1] + t[1, 2] * point[2] + t[1, 3]) / z
+                inv_z = 1.0 / z
+                x = (t[0, 0] * point[0] + t[0, 1] * point[1] + t[0, 2] * point[2] + t[0, 3]) * inv_z
+                y = (t[1, 0] * point[0] + t[1, 1] * point[1] + t[1, 2] * point[2] + t[1, 3]) * inv_z
                 factor, slope, _, _ = _distort(x * x + y * y, model, k[0], k[1])
                 off_x, off_y = f * factor * x + centre[0] - xy[m, 0], f * factor * y + centre[1] - xy[m, 1]
-                value, weight = rho((off_x * off_x + off_y * off_y) / (sigma * sigma), loss, scale)
-                new += value
-                a, b = f * (factor + 2 * x * x * slope), f * 2 * x * y * slope
-                c = f * (factor + 2 * y * y * slope)
-                for row in range(2):
-                    if row == 0:
-                        jx, jy, jz, off = a / z, b / z, -(a * x + b * y) / z, off_x
-                    else:
-                        jx, jy, jz, off = b / z, c / z, -(b * x + c * y) / z, off_y
-                    for i in range(3):
-                        by_i = jx * t[0, i] + jy * t[1, i] + jz * t[2, i]
-                        gradient[i] += weight * by_i * off
-                        for j in range(i + 1):
-                            by_j = jx * t[0, j] + jy * t[1, j] + jz * t[2, j]
-                            normal[i, j] += weight * by_i * by_j
+                squared = (off_x * off_x + off_y * off_y) * information
+                if loss == 2:
+                    product *= 1.0 + squared / c2
+                    weight = 1.0 / (1.0 + squared / c2)
+                    if product > 1e100:
+                        new += c2 * np.log(product)
+                        product = 1.0
+                else:
+                    value, weight = rho(squared, loss, scale)
+                    new += value
+                if iteration == 2:
+                    continue
+                a, b = f * (factor + 2 * x * x * slope) * inv_z, f * 2 * x * y * slope * inv_z
+                c = f * (factor + 2 * y * y * slope) * inv_z
+                a_z, c_z = a * x + b * y, b * x + c * y
+                u0 = a * t[0, 0] + b * t[1, 0] - a_z * t[2, 0]
+                u1 = a * t[0, 1] + b * t[1, 1] - a_z * t[2, 1]
+                u2 = a * t[0, 2] + b * t[1, 2] - a_z * t[2, 2]
+                v0 = b * t[0, 0] + c * t[1, 0] - c_z * t[2, 0]
+                v1 = b * t[0, 1] + c * t[1, 1] - c_z * t[2, 1]
+                v2 = b * t[0, 2] + c * t[1, 2] - c_z * t[2, 2]
+                g0 += weight * (u0 * off_x + v0 * off_y)
+                g1 += weight * (u1 * off_x + v1 * off_y)
+                g2 += weight * (u2 * off_x + v2 * off_y)
+                n00 += weight * (u0 * u0 + v0 * v0)
+                n10 += weight * (u1 * u0 + v1 * v0)
+                n11 += weight * (u1 * u1 + v1 * v1)
+                n20 += weight * (u2 * u0 + v2 * v0)
+                n21 += weight * (u2 * u1 + v2 * v1)
+                n22 += weight * (u2 * u2 + v2 * v2)
+            new += c2 * np.log(product)
             if new >= cost:
                 point[:] = kept
                 break
             cost, kept[:] = new, point
-            if iteration == 2 or not _step_down(normal, gradient, point):
+            if iteration == 2 or not _step_down((n00, n10, n11, n20, n21, n22), (g0, g1, g2), point):
                 break
 
 
 @numba.njit(cache=True)
 def _step_down(normal, gradient, point):
-    """Takes the Gauss-Newton step of one point (lower triangle given); False where it is not determined."""
-    d0, d1, d2 = normal[0, 0] * (1 + 1e-6), normal[1, 1] * (1 + 1e-6), normal[2, 2] * (1 + 1e-6)
-    e0, e1, e2 = normal[1, 0], normal[2, 0], normal[2, 1]
+    """Takes the Gauss-Newton step of one point (normal: lower triangle by rows); False where it is not determined."""
+    n00, e0, n11, e1, e2, n22 = normal
+    d0, d1, d2 = n00 * (1 + 1e-6), n11 * (1 + 1e-6), n22 * (1 + 1e-6)
     c00, c01, c02 = d1 * d2 - e2 * e2, e1 * e2 - e0 * d2, e0 * e2 - e1 * d1
     c11, c12, c22 = d0 * d2 - e1 * e1, e0 * e1 - d0 * e2, d0 * d1 - e0 * e0
     determinant = d0 * c00 + e0 * c01 + e1 * c02

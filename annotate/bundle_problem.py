@@ -12,6 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from worldline.annotate import bundle_kernels as kernels
+from worldline.annotate.threads import even_parts, in_threads
+
+MIN_SHARED = 15_000
+"""Fewest observations that threads share one pass over: waking a thread takes as long as a few thousand do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +166,11 @@ def check_bundle(bundle: Bundle) -> None:
         raise ValueError("adjust: focal_px must have one value per camera")
 
 
+def row_parts(num: int) -> list[tuple[int, int]]:
+    """Runs of `num` observations, first and last + 1, one for each thread that they are enough for."""
+    return even_parts(np.arange(1, num + 1), min_size=MIN_SHARED)
+
+
 class Packed(NamedTuple):
     """A bundle's arrays as compiled code takes them: one layout and type each, so that every kernel is compiled
     once. Views where the bundle has them so already."""
@@ -199,27 +208,16 @@ def linearise(bundle: Bundle, config: BundleConfig) -> dict[str, np.ndarray]:
     """Residuals [M, 2] in pixels (NaN behind the camera), depths "z" [M] and Jacobians: cam [M, 2, per_cam],
     shared [M, 2, S], point [M, 2, 3] (zero behind the camera)."""
     packed = pack(bundle)
-    residual, z = kernels.residuals(
-        packed.cams,
-        packed.points,
-        packed.cam_idx,
-        packed.point_idx,
-        packed.xy,
-        packed.focal,
-        packed.centre,
-        packed.model,
-        packed.distortion,
-    )
-    terms: dict[str, np.ndarray] = {"residual": residual, "z": z}
-    if not (config.free_poses or config.free_points):
-        return terms
-    num = len(z)
-    per_cam = 6 + int(config.free_camera_focal) + int(bundle.depth is not None)
-    terms |= {
-        "cam": np.zeros((num, 2, per_cam)),
-        "shared": np.zeros((num, 2, config.num_shared)),
-        "point": np.zeros((num, 2, 3)),
-    }
+    num = len(packed.xy)
+    with_slopes = config.free_poses or config.free_points
+    terms: dict[str, np.ndarray] = {"residual": np.empty((num, 2)), "z": np.empty(num)}
+    if with_slopes:
+        per_cam = 6 + int(config.free_camera_focal) + int(bundle.depth is not None)
+        terms |= {
+            "cam": np.zeros((num, 2, per_cam)),
+            "shared": np.zeros((num, 2, config.num_shared)),
+            "point": np.zeros((num, 2, 3)),
+        }
     free = (
         config.free_camera_focal,
         config.free_focal,
@@ -227,19 +225,29 @@ def linearise(bundle: Bundle, config: BundleConfig) -> dict[str, np.ndarray]:
         config.free_readout,
         config.free_distortion,
     )
-    kernels.jacobians(
-        packed.cams,
-        packed.points,
-        packed.cam_idx,
-        packed.point_idx,
-        packed.focal,
-        packed.model,
-        packed.distortion,
-        free,
-        terms["cam"],
-        terms["shared"],
-        terms["point"],
-    )
+
+    def fill(part: tuple[int, int]) -> None:
+        kernels.residuals(*packed, terms["residual"], terms["z"], *part)
+        if with_slopes:
+            kernels.jacobians(
+                packed.cams,
+                packed.points,
+                packed.cam_idx,
+                packed.point_idx,
+                packed.focal,
+                packed.model,
+                packed.distortion,
+                free,
+                terms["cam"],
+                terms["shared"],
+                terms["point"],
+                *part,
+            )
+
+    in_threads(fill, row_parts(num))
+    if not with_slopes:
+        return terms
+    residual, z = terms["residual"], terms["z"]
     if config.free_readout:
         if bundle.shutter_px is None:
             raise ValueError("adjust: a free readout needs shutter_px")

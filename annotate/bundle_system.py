@@ -14,12 +14,20 @@ import numpy as np
 import scipy.linalg
 
 from worldline.annotate import bundle_kernels as kernels
-from worldline.annotate.bundle_problem import Bundle, BundleConfig, centre_shift, focal_shift, rho
+from worldline.annotate.bundle_problem import (
+    MIN_SHARED,
+    Bundle,
+    BundleConfig,
+    centre_shift,
+    focal_shift,
+    rho,
+    row_parts,
+)
 from worldline.annotate.camera import rotation_from_rotvec
 from worldline.annotate.threads import even_parts, in_threads
 
-_MIN_SHARED = 4000
-"""Fewest observations that threads share: starting them takes as long as a thousand do."""
+MIN_ELIMINATED = 4000
+"""Fewest observations whose points threads share where each observation meets all others of its point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +36,23 @@ class Layout:
     num_cam: int
     shared: int
     by_point: np.ndarray
-    """Observation order sorted by point."""
+    """Observation order sorted by point, and by camera within it."""
     point_starts: np.ndarray
 
     @property
     def size(self) -> int:
         return self.num_cam + self.shared
 
-    def parts(self) -> list[tuple[int, int]]:
-        """Runs of points, first and last + 1, one for each thread that the problem is large enough for."""
-        return even_parts(self.point_starts[1:], min_size=_MIN_SHARED)
+    def parts(self, min_size: int = MIN_SHARED) -> list[tuple[int, int]]:
+        """Runs of points, first and last + 1, one for each thread where there are `min_size` observations."""
+        return even_parts(self.point_starts[1:], min_size=min_size)
 
     @staticmethod
     def of(bundle: Bundle, config: BundleConfig) -> Layout:
         num_cams, num_points = len(bundle.cam_from_world), len(bundle.points_in_world)
         per_cam = 6 + int(config.free_camera_focal) + int(bundle.depth is not None)
         shared = config.num_shared
-        by_point = np.argsort(bundle.point_idx, kind="stable")
+        by_point = np.lexsort((bundle.cam_idx, bundle.point_idx))
         point_starts = np.searchsorted(bundle.point_idx[by_point], np.arange(num_points + 1))
         return Layout(per_cam, num_cams * per_cam, shared, by_point, point_starts)
 
@@ -61,29 +69,64 @@ def normal_equations(
     observation."""
     root = np.sqrt(weight) / bundle.sigma_px
     residual = np.nan_to_num(terms["residual"])
-    size = layout.size
     system: dict[str, Any] = {
         "cam_idx": np.ascontiguousarray(bundle.cam_idx, np.int64),
         "point_idx": np.ascontiguousarray(bundle.point_idx, np.int64),
     }
+    per_cam, num_cams, num_points = layout.per_cam, len(bundle.cam_from_world), len(bundle.points_in_world)
+    if config.free_points:
+        system |= {
+            "v": np.empty((num_points, 3, 3)),
+            "g": np.empty((num_points, 3)),
+            "w": np.empty((len(residual), 3, per_cam + layout.shared)),
+        }
+
+    def sum_part(parts: tuple[tuple[int, int], tuple[int, int]]) -> np.ndarray:
+        of_rows, of_points = parts
+        blocks = np.zeros((num_cams + 1, kernels.BLOCK, kernels.BLOCK))
+        cam, shared = terms["cam"], terms["shared"]
+        if config.free_poses:
+            kernels.camera_blocks(cam, shared, residual, root, system["cam_idx"], blocks, *of_rows)
+        if config.free_points:
+            kernels.point_blocks(
+                cam,
+                shared,
+                terms["point"],
+                residual,
+                root,
+                layout.by_point,
+                layout.point_starts,
+                system["v"],
+                system["g"],
+                system["w"],
+                *of_points,
+            )
+        return blocks
+
+    sums = in_threads(sum_part, zip(row_parts(len(residual)), layout.parts(), strict=True))
     if config.free_poses:
-        a, b = np.zeros((size, size)), np.zeros(size)
-        num_cams = len(bundle.cam_from_world)
-        kernels.camera_blocks(
-            terms["cam"], terms["shared"], residual, root, system["cam_idx"], num_cams, a, b
-        )
+        a, b = _spread(np.sum(sums, axis=0), layout)
         _hold(a, bundle, config, layout)
         add_priors(a, b, bundle, config, layout, start)
         system |= {"a": a, "b": b}
-    if config.free_points:
-        num_points = len(bundle.points_in_world)
-        v, g = kernels.point_blocks(terms["point"], residual, root, system["point_idx"], num_points)
-        system |= {"v": v, "g": g}
-        if config.free_poses:
-            system["w"] = kernels.coupling_blocks(terms["cam"], terms["shared"], terms["point"], root)
     if "depth_residual" in terms:
         _add_depth(system, bundle, config, terms, layout)
     return system
+
+
+def _spread(blocks: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """J^T J [n, n] and J^T r [n] of the cameras and the shared unknowns, from what `kernels.camera_blocks` sums."""
+    per_cam, num_cams = layout.per_cam, layout.num_cam // layout.per_cam
+    num = per_cam + layout.shared
+    gradient = blocks[:, :num, num]
+    a, at = np.zeros((layout.size, layout.size)), np.arange(num_cams)
+    cams = a[: layout.num_cam, : layout.num_cam].reshape(num_cams, per_cam, num_cams, per_cam)
+    cams[at, :, at, :] = blocks[:-1, :per_cam, :per_cam]
+    between = blocks[:-1, per_cam:num, :per_cam].swapaxes(0, 1).reshape(layout.shared, layout.num_cam)
+    a[layout.num_cam :, : layout.num_cam] = between
+    a[: layout.num_cam, layout.num_cam :] = between.T
+    a[layout.num_cam :, layout.num_cam :] = blocks[-1, per_cam:num, per_cam:num]
+    return a, np.concatenate([gradient[:-1, :per_cam].reshape(-1), gradient[-1, per_cam:]])
 
 
 def _hold(a: np.ndarray, bundle: Bundle, config: BundleConfig, layout: Layout) -> None:
@@ -180,15 +223,15 @@ def _add_depth(
 
 
 def reduce(system: dict[str, Any], damping: float, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Schur complement on cameras and shared unknowns, and its right-hand side; keeps V^-1 in `system` for
+    """Schur complement on cameras and shared unknowns, its lower triangle, and its right-hand side; keeps V^-1 in `system` for
     the points."""
     a, b = system["a"].copy(), system["b"].copy()
     diagonal = np.einsum("ii->i", a)
     diagonal += damping * diagonal + 1e-12
     if "v" not in system:
         return a, b
-    system["v_inv"] = v_inv = _damped_inverse(system["v"], damping)
-    parts = layout.parts()
+    system["v_inv"] = v_inv = kernels.damped_inverse(system["v"], damping)
+    parts = layout.parts(MIN_ELIMINATED)
     sums = [(a, b), *((np.zeros_like(a), np.zeros_like(b)) for _ in parts[1:])]
 
     def eliminate(part: int) -> None:
@@ -212,14 +255,6 @@ def reduce(system: dict[str, Any], damping: float, layout: Layout) -> tuple[np.n
     return a, b
 
 
-def _damped_inverse(v: np.ndarray, damping: float) -> np.ndarray:
-    """[P, 3, 3] inverses of the points' blocks, their diagonals raised by the damping."""
-    v = v.copy()
-    diagonal = np.einsum("pii->pi", v)
-    diagonal += damping * diagonal + 1e-9
-    return np.linalg.inv(v)
-
-
 def solve(system: dict[str, Any], damping: float, layout: Layout) -> dict[str, np.ndarray] | None:
     """The damped Gauss-Newton step; None where the system is not positive definite."""
     step: dict[str, np.ndarray] = {}
@@ -233,21 +268,28 @@ def solve(system: dict[str, Any], damping: float, layout: Layout) -> dict[str, n
         step["cam"] = step["a"][: layout.num_cam].reshape(-1, layout.per_cam)
         step["shared"] = step["a"][layout.num_cam :]
     if "v" in system:
-        gradient = system["g"].copy()
-        if "a" in system:
-            kernels.coupled_steps(
+        num_cams = layout.num_cam // layout.per_cam
+        v_inv = system["v_inv"] if "a" in system else kernels.damped_inverse(system["v"], damping)
+        cam_step = step.get("cam", np.zeros((num_cams, layout.per_cam)))
+        shared_step = step.get("shared", np.zeros(layout.shared))
+        step["point"] = np.empty_like(system["g"])
+
+        def fill(part: tuple[int, int]) -> None:
+            kernels.point_steps(
                 system["w"],
-                step["cam"],
-                step["shared"],
+                cam_step,
+                shared_step,
                 system["cam_idx"],
-                system["point_idx"],
+                layout.by_point,
+                layout.point_starts,
                 layout.per_cam,
-                gradient,
+                v_inv,
+                system["g"],
+                step["point"],
+                *part,
             )
-            v_inv = system["v_inv"]
-        else:
-            v_inv = _damped_inverse(system["v"], damping)
-        step["point"] = -np.einsum("pij,pj->pi", v_inv, gradient)
+
+        in_threads(fill, layout.parts())
     return step
 
 

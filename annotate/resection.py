@@ -13,7 +13,10 @@ import numpy as np
 
 from worldline.annotate import bundle_kernels as kernels
 from worldline.annotate.bundle_problem import Bundle, pack
+from worldline.annotate.threads import even_parts, in_threads
 
+_MIN_SHARED = 2000
+"""Fewest observations that threads share: each is passed over many times."""
 _CAUCHY = kernels.LOSSES["cauchy"]
 
 
@@ -27,33 +30,53 @@ def resect(bundle: Bundle, *, max_iterations: int = 15, loss_scale: float = 2.0)
     order = np.argsort(packed.cam_idx, kind="stable")
     starts = np.searchsorted(packed.cam_idx[order], np.arange(len(packed.cams) + 1))
     cam_from_world = packed.cams.copy()
-    _resect(
-        cam_from_world,
-        packed.points,
-        starts,
-        packed.point_idx[order],
-        packed.xy[order],
-        packed.focal,
-        packed.centre,
-        packed.model,
-        packed.distortion,
-        float(bundle.sigma_px),
-        float(loss_scale),
-        max_iterations,
-    )
+    point_idx, xy = packed.point_idx[order], packed.xy[order]
+
+    def resect_part(part: tuple[int, int]) -> None:
+        _resect(
+            cam_from_world,
+            packed.points,
+            starts,
+            point_idx,
+            xy,
+            packed.focal,
+            packed.centre,
+            packed.model,
+            packed.distortion,
+            float(bundle.sigma_px),
+            float(loss_scale),
+            max_iterations,
+            *part,
+        )
+
+    in_threads(resect_part, even_parts(starts[1:], min_size=_MIN_SHARED))
     return replace(bundle, cam_from_world=cam_from_world)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _resect(
-    cam_from_world, points, starts, point_idx, xy, focal, centre, model, k, sigma, loss_scale, max_iterations
+    cam_from_world,
+    points,
+    starts,
+    point_idx,
+    xy,
+    focal,
+    centre,
+    model,
+    k,
+    sigma,
+    loss_scale,
+    max_iterations,
+    first,
+    last,
 ):
+    """Poses the cameras first to last - 1, in place."""
     most = 1
-    for c in range(len(cam_from_world)):
+    for c in range(first, last):
         most = max(most, starts[c + 1] - starts[c])
     cam, shared, point = np.empty((most, 2, 6)), np.empty((most, 2, 0)), np.empty((most, 2, 3))
-    one = np.empty((1, 3, 4))
-    for c in range(len(cam_from_world)):
+    one, depth = np.empty((1, 3, 4)), np.empty(most)
+    for c in range(first, last):
         rows = slice(starts[c], starts[c + 1])
         num = starts[c + 1] - starts[c]
         if num == 0:
@@ -61,7 +84,9 @@ def _resect(
         zero = np.zeros(num, dtype=np.int64)
         f = focal[c : c + 1]
         one[0] = cam_from_world[c]
-        residual, _ = kernels.residuals(one, points, zero, point_idx[rows], xy[rows], f, centre, model, k)
+        residual, new = np.empty((num, 2)), np.empty((num, 2))
+        seen, at = point_idx[rows], xy[rows]
+        kernels.residuals(one, points, zero, seen, at, f, centre, model, k, residual, depth, 0, num)
         cost = _cauchy(residual, sigma, loss_scale)
         damping = 1e-4
         for _ in range(max_iterations):
@@ -69,7 +94,7 @@ def _resect(
                 one,
                 points,
                 zero,
-                point_idx[rows],
+                seen,
                 f,
                 model,
                 k,
@@ -77,15 +102,15 @@ def _resect(
                 cam,
                 shared,
                 point,
+                0,
+                num,
             )
             information, gradient = _normal(cam, residual, sigma, loss_scale)
             improved = False
             for _ in range(6):
                 step = _solve_damped(information, gradient, damping)
                 candidate = _moved(one, step)
-                new, _ = kernels.residuals(
-                    candidate, points, zero, point_idx[rows], xy[rows], f, centre, model, k
-                )
+                kernels.residuals(candidate, points, zero, seen, at, f, centre, model, k, new, depth, 0, num)
                 new_cost = _cauchy(new, sigma, loss_scale)
                 if new_cost < cost:
                     improved = True
@@ -94,7 +119,7 @@ def _resect(
             if not improved:
                 break
             gain = (cost - new_cost) / max(cost, 1e-12)
-            one[:], residual, cost = candidate, new, new_cost
+            one[:], residual[:], cost = candidate, new, new_cost
             damping = max(damping / 5.0, 1e-9)
             if gain < 1e-5:
                 break
