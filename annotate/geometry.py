@@ -158,6 +158,8 @@ def estimate_geometry(
             mapper.map.readout, mapper.map.scan_axis = old.readout, old.scan_axis
     _polish(mapper, [keyframe.grey for keyframe in tracks.keyframes], config.refine)
     settle_lens(mapper, config.lens)
+    mapper.adjust_sharply(max_iterations=30)
+    mapper.drop_outliers()
     if not mapper.map.is_posed.any() or not np.isfinite(mapper.map.points).any():
         raise ClipRejected("mapping", "no_map", "no keyframe or no point survived the adjustment")
     if tracks.zoom is not None:
@@ -235,8 +237,6 @@ def _polish(mapper: Mapper, greys: Sequence[np.ndarray], config: RefineConfig) -
     mapper.map = refine_observations(greys, mapper.map, config)
     mapper.triangulate(np.flatnonzero(mapper.map.is_posed))
     mapper.adjust_all(max_iterations=4)
-    mapper.drop_outliers()
-    mapper.adjust_sharply(max_iterations=15)
     mapper.drop_outliers()
 
 

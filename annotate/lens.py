@@ -119,8 +119,6 @@ def settle_lens(mapper: Mapper, config: LensConfig) -> None:
         return
     mapper.take(best, keyframes, tracks)
     mapper.settle_points()
-    mapper.adjust_sharply(max_iterations=30)
-    mapper.drop_outliers()
 
 
 def _bend(

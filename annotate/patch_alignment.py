@@ -14,7 +14,12 @@ def sample(image, x, y):
     """Bilinear value of a uint8 [H, W] image at a pixel counted from the first pixel's corner; the border goes
     on for ever."""
     height, width = image.shape
-    x, y = min(max(x - 0.5, 0.0), width - 1.001), min(max(y - 0.5, 0.0), height - 1.001)
+    return _bilinear(image, min(max(x - 0.5, 0.0), width - 1.001), min(max(y - 0.5, 0.0), height - 1.001))
+
+
+@numba.njit(cache=True, inline="always")
+def _bilinear(image, x, y):
+    """The same at a place inside the image, counted from the first pixel's centre."""
     column, row = int(x), int(y)
     u, v = x - column, y - row
     top = image[row, column] * (1.0 - u) + image[row, column + 1] * u
@@ -42,7 +47,7 @@ def align_patches(image, patch, gradient, hessian_inverse, warp, start, num_iter
     hessian_inverse [N, 2, 2]; warp [N, 2, 2]: image offset by reference offset; start [N, 2] pixels. Returns the
     pixels [N, 2] and the normalised correlation [N] there; -1 where a patch has no corner (NaN inverse).
     """
-    num, size = patch.shape
+    (num, size), (height, width) = patch.shape, image.shape
     side = int(np.sqrt(size) + 0.5)
     half = side // 2
     xy, score = start.copy(), np.full(num, -1.0)
@@ -51,15 +56,21 @@ def align_patches(image, patch, gradient, hessian_inverse, warp, start, num_iter
         if not np.isfinite(hessian_inverse[n, 0, 0]):
             continue
         w, h = warp[n], hessian_inverse[n]
+        reach_x, reach_y = half * (abs(w[0, 0]) + abs(w[0, 1])), half * (abs(w[1, 0]) + abs(w[1, 1]))
         for iteration in range(num_iterations + 1):
-            total, squares = 0.0, 0.0
-            for s in range(size):
-                dx, dy = s % side - half, s // side - half
-                x, y = xy[n, 0] + w[0, 0] * dx + w[0, 1] * dy, xy[n, 1] + w[1, 0] * dx + w[1, 1] * dy
-                value = sample(image, x, y)
-                values[s] = value
-                total += value
-                squares += value * value
+            total, squares, s = 0.0, 0.0, 0
+            is_inside = (
+                reach_x + 0.5 <= xy[n, 0] < width - 1 - reach_x
+                and reach_y + 0.5 <= xy[n, 1] < height - 1 - reach_y
+            )
+            for dy in range(-half, half + 1):
+                for dx in range(-half, half + 1):
+                    x, y = xy[n, 0] + w[0, 0] * dx + w[0, 1] * dy, xy[n, 1] + w[1, 0] * dx + w[1, 1] * dy
+                    value = _bilinear(image, x - 0.5, y - 0.5) if is_inside else sample(image, x, y)
+                    values[s] = value
+                    total += value
+                    squares += value * value
+                    s += 1
             mean = total / size
             spread = max(np.sqrt(max(squares / size - mean * mean, 0.0)), 1.0)
             correlation, slope_x, slope_y = 0.0, 0.0, 0.0

@@ -248,6 +248,7 @@ def _patches(
     side = 2 * config.half_px + 1
     patch = np.zeros((num_tracks, side * side), dtype=np.float32)
     gradient = np.zeros((num_tracks, side * side, 2), dtype=np.float32)
+    hessian = np.zeros((num_tracks, 2, 2), dtype=np.float32)
     row = references.row[references.row >= 0]
 
     def cut_out(kf: int) -> None:
@@ -259,10 +260,10 @@ def _patches(
         patch[track] = (inner - inner.mean(axis=1)[:, None]) / spread[:, None]
         by_x = (values[:, 1:-1, 2:] - values[:, 1:-1, :-2]).reshape(len(at), -1) / 2
         by_y = (values[:, 2:, 1:-1] - values[:, :-2, 1:-1]).reshape(len(at), -1) / 2
-        gradient[track] = np.stack([by_x, by_y], axis=2) / spread[:, None, None]
+        slopes = np.stack([by_x, by_y], axis=2) / spread[:, None, None]
+        gradient[track], hessian[track] = slopes, slopes.swapaxes(1, 2) @ slopes
 
     in_threads(cut_out, np.unique(keyframe_map.kf_idx[row]).tolist())
-    hessian = np.einsum("nsi,nsj->nij", gradient, gradient)
     determinant = hessian[:, 0, 0] * hessian[:, 1, 1] - hessian[:, 0, 1] ** 2
     good = determinant > 1.0
     inverse = np.full((num_tracks, 2, 2), np.nan)
