@@ -18,6 +18,7 @@ from worldline.annotate.bundle_problem import Bundle, BundleConfig, reprojection
 from worldline.annotate.camera import Intrinsics, unproject
 from worldline.annotate.keyframe_map import KeyframeMap
 from worldline.annotate.mapper import keyframe_observations
+from worldline.annotate.threads import in_threads
 from worldline.annotate.tracks import Tracks
 
 _TRACKS_PER_KEYFRAME = 150
@@ -199,13 +200,16 @@ def fit_rotation(
     is_used[track_idx[order[rank < _TRACKS_PER_KEYFRAME]]] = True
     rows = is_used[track_idx] & (seen[track_idx] >= 2)
     kf_idx, track_idx, xy = kf_idx[rows], track_idx[rows], xy[rows]
-    best: RotationFit | None = None
-    for focal in focal_guesses_px:
-        fit = _fit_rotation(tracks, chosen, kf_idx, track_idx, xy, focal, known_focal)
-        if fit is not None and (best is None or fit.median_px < best.median_px):
-            best = fit
-        if best is not None and best.inlier_share < _HOPELESS:
-            break  # The focal length was free: other starts do not make a travelling camera turn.
+
+    def fit(focal_px: float) -> RotationFit | None:
+        return _fit_rotation(tracks, chosen, kf_idx, track_idx, xy, focal_px, known_focal)
+
+    best = fit(focal_guesses_px[0])
+    if best is not None and best.inlier_share < _HOPELESS:
+        return best  # The focal length was free: other starts do not make a travelling camera turn.
+    for each in in_threads(fit, focal_guesses_px[1:]):
+        if each is not None and (best is None or each.median_px < best.median_px):
+            best = each
     return best
 
 

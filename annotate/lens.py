@@ -9,6 +9,7 @@ import numpy as np
 
 from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, scatter
+from worldline.annotate.camera import rotation_from_rotvec
 from worldline.annotate.keyframe_map import CameraFreedom
 from worldline.annotate.lens_shift import corner_shift
 from worldline.annotate.mapper import Mapper
@@ -111,7 +112,7 @@ def settle_lens(mapper: Mapper, config: LensConfig) -> None:
         if bent_twice.cost < best.cost * (1 - config.min_k2_gain) and _is_monotonic(bent_twice):
             best, settings = bent_twice, settings_twice
             mapper.freedom = replace(mapper.freedom, distortion_sigma=settings.distortion_sigma)
-    held = adjust(replace(best, centre_px=np.array(prior_px)), replace(settings, centre_sigma_px=0.0))
+    held = adjust(_recentred(best, np.array(prior_px)), replace(settings, centre_sigma_px=0.0))
     if best.cost >= held.cost * (1 - config.min_centre_gain):
         best = held
         mapper.freedom = replace(mapper.freedom, is_centre_held=True)
@@ -119,6 +120,13 @@ def settle_lens(mapper: Mapper, config: LensConfig) -> None:
         return
     mapper.take(best, keyframes, tracks)
     mapper.settle_points()
+
+
+def _recentred(bundle: Bundle, centre_px: np.ndarray) -> Bundle:
+    """The bundle with its principal point elsewhere and its cameras turned so that the middle of the image stays."""
+    x, y = (bundle.centre_px - centre_px) / bundle.focal_px[0]
+    turn = rotation_from_rotvec(np.array([-y, x, 0.0]))
+    return replace(bundle, cam_from_world=turn @ bundle.cam_from_world, centre_px=centre_px)
 
 
 def _bend(

@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from worldline.annotate.bundle import adjust
 from worldline.annotate.bundle_problem import Bundle, BundleConfig
 from worldline.annotate.keyframe_map import KeyframeMap, shutter_px
+from worldline.annotate.threads import in_threads
 from worldline.annotate.tracks import Tracks
 
 
@@ -89,10 +90,13 @@ def choose_readout(
 
     bundle: adjusted with `settings` for a global shutter; velocity_px [M, 2]: of its observations.
     """
-    best, best_axis = bundle, None
-    for axis in (1, 0):
+
+    def read_along(axis: int) -> Bundle:
         offset = shutter_px(bundle.xy_px, velocity_px, size_px, axis)
-        rolling = adjust(replace(bundle, shutter_px=offset), replace(settings, free_readout=True))
+        return adjust(replace(bundle, shutter_px=offset), replace(settings, free_readout=True))
+
+    best, best_axis = bundle, None
+    for axis, rolling in zip((1, 0), in_threads(read_along, (1, 0)), strict=True):
         if rolling.cost < best.cost and abs(rolling.readout) <= config.max_readout:
             best, best_axis = rolling, axis
     if best_axis is None or best.cost > bundle.cost * (1 - config.min_gain):
