@@ -191,7 +191,7 @@ def eliminate_points(a, b, w, v_inv, g, cam_idx, by_point, point_starts, per_cam
     for p in range(first, last):
         most = max(most, point_starts[p + 1] - point_starts[p])
     packed, end_of_run = np.empty((3, most * per_cam)), np.empty(most, np.int64)
-    half, total = np.empty(3), np.empty((3, num_shared))
+    half, total = np.empty((per_cam, 3)), np.empty((3, num_shared))
     for p in range(first, last):
         seen = by_point[point_starts[p] : point_starts[p + 1]]
         inverse, num = v_inv[p], len(seen)
@@ -213,29 +213,35 @@ def eliminate_points(a, b, w, v_inv, g, cam_idx, by_point, point_starts, per_cam
                 stop += 1
             for i in range(per_cam):
                 for j in range(3):
-                    half[j] = (
+                    half[i, j] = (
                         packed[0, k * per_cam + i] * inverse[0, j]
                         + packed[1, k * per_cam + i] * inverse[1, j]
                         + packed[2, k * per_cam + i] * inverse[2, j]
                     )
-                h0, h1, h2 = half[0], half[1], half[2]
+                h0, h1, h2 = half[i, 0], half[i, 1], half[i, 2]
                 b[own * per_cam + i] -= h0 * g[p, 0] + h1 * g[p, 1] + h2 * g[p, 2]
                 for s in range(num_shared):
                     a[num_cam + s, own * per_cam + i] -= (
                         h0 * total[0, s] + h1 * total[1, s] + h2 * total[2, s]
                     )
-                other = 0
-                while other < stop:
-                    end = min(end_of_run[other], stop)
-                    length = (end - other) * per_cam
-                    at = cam_idx[seen[other]] * per_cam
-                    row = a[own * per_cam + i, at : at + length]
-                    w0 = packed[0, other * per_cam : end * per_cam]
-                    w1 = packed[1, other * per_cam : end * per_cam]
-                    w2 = packed[2, other * per_cam : end * per_cam]
-                    for j in range(length):
+            other = 0
+            while other < stop:
+                end, at = min(end_of_run[other], stop), cam_idx[seen[other]] * per_cam
+                columns = slice(other * per_cam, end * per_cam)
+                w0, w1, w2 = packed[0, columns], packed[1, columns], packed[2, columns]
+                # Two rows at once share what is read of W; where their number is odd the last goes alone.
+                for i in range(0, per_cam, 2):
+                    then = min(i + 1, per_cam - 1)
+                    row = a[own * per_cam + i, at : at + len(w0)]
+                    next_row = a[own * per_cam + then, at : at + len(w0)]
+                    h0, h1, h2 = half[i, 0], half[i, 1], half[i, 2]
+                    n0, n1, n2 = half[then, 0], half[then, 1], half[then, 2]
+                    if then == i:
+                        n0 = n1 = n2 = 0.0
+                    for j in range(len(w0)):
                         row[j] -= h0 * w0[j] + h1 * w1[j] + h2 * w2[j]
-                    other = end
+                        next_row[j] -= n0 * w0[j] + n1 * w1[j] + n2 * w2[j]
+                other = end
         for s in range(num_shared):
             for j in range(3):
                 weighted = (
