@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import scipy.linalg
 
-from worldline.annotate import bundle_kernels as kernels
 from worldline.annotate.bundle_problem import Bundle, BundleConfig, linearise, part_of_image, robust_cost
 from worldline.annotate.bundle_system import Layout, add_priors, normal_equations, reduce
 
@@ -157,7 +157,7 @@ def _scores(
     cluster: np.ndarray,
 ) -> np.ndarray:
     """[K, n] gradient of each cluster of observations."""
-    return kernels.cluster_scores(
+    return cluster_scores(
         terms["cam"],
         terms["shared"],
         terms["point"],
@@ -184,3 +184,46 @@ def _centre_variance(
     at = (np.arange(num_cams)[:, None] * layout.per_cam + np.arange(3, 6)).reshape(-1)
     variance = np.sum((full[at] @ scores.T) ** 2, axis=1) + np.sum((full[at] @ prior) * full[at], axis=1)
     return variance.reshape(num_cams, 3).sum(axis=1)
+
+
+@numba.njit(cache=True)
+def cluster_scores(
+    cam,
+    shared,
+    point,
+    residual,
+    root,
+    w,
+    v_inv,
+    cluster,
+    num_clusters,
+    cam_idx,
+    by_point,
+    point_starts,
+    num_cam,
+):
+    """[K, n]: each cluster's part of the gradient J^T W r, its points eliminated."""
+    per_cam, num_shared = cam.shape[2], shared.shape[2]
+    scores = np.zeros((num_clusters, num_cam + num_shared))
+    pull, moved = np.empty(3), np.empty(3)
+    for p in range(len(v_inv)):
+        seen = by_point[point_starts[p] : point_starts[p + 1]]
+        for m in seen:
+            score, first = scores[cluster[m]], cam_idx[m] * per_cam
+            r0, r1 = residual[m, 0] * root[m] * root[m], residual[m, 1] * root[m] * root[m]
+            for i in range(per_cam):
+                score[first + i] += cam[m, 0, i] * r0 + cam[m, 1, i] * r1
+            for s in range(num_shared):
+                score[num_cam + s] += shared[m, 0, s] * r0 + shared[m, 1, s] * r1
+            for j in range(3):
+                pull[j] = point[m, 0, j] * r0 + point[m, 1, j] * r1
+            for j in range(3):
+                moved[j] = v_inv[p, j, 0] * pull[0] + v_inv[p, j, 1] * pull[1] + v_inv[p, j, 2] * pull[2]
+            for other in seen:
+                first = cam_idx[other] * per_cam
+                for i in range(per_cam + num_shared):
+                    at = first + i if i < per_cam else num_cam + i - per_cam
+                    score[at] -= (
+                        w[other, 0, i] * moved[0] + w[other, 1, i] * moved[1] + w[other, 2, i] * moved[2]
+                    )
+    return scores

@@ -111,8 +111,9 @@ def jacobians(
 def camera_blocks(cam, shared, residual, root, cam_idx, blocks, first, last):
     """Adds the observations first to last - 1 to the cameras' and the shared part of J^T J and of J^T r.
 
-    blocks [C + 1, BLOCK, BLOCK]: of each camera with the shared unknowns behind its own, and J^T r behind those, in
-    the upper part's rows; of the last one the sum over all cameras. Rows of a fixed length become vector instructions.
+    blocks [C + 1, BLOCK, BLOCK]: in the rows and columns of a camera's unknowns and, behind them, the shared ones J^T J,
+    in the column behind all of these J^T r; the last block is the sum over all cameras. Rows of a fixed length become
+    vector instructions.
     """
     per_cam, num_shared, tail = cam.shape[2], shared.shape[2], len(blocks) - 1
     num, width = per_cam + num_shared, blocks.shape[2]
@@ -269,49 +270,6 @@ def point_steps(
                     pull[j] += w[m, j, per_cam + i] * shared_step[i]
         for j in range(3):
             out[p, j] = -(v_inv[p, j, 0] * pull[0] + v_inv[p, j, 1] * pull[1] + v_inv[p, j, 2] * pull[2])
-
-
-@numba.njit(cache=True)
-def cluster_scores(
-    cam,
-    shared,
-    point,
-    residual,
-    root,
-    w,
-    v_inv,
-    cluster,
-    num_clusters,
-    cam_idx,
-    by_point,
-    point_starts,
-    num_cam,
-):
-    """[K, n]: each cluster's part of the gradient J^T W r, its points eliminated."""
-    per_cam, num_shared = cam.shape[2], shared.shape[2]
-    scores = np.zeros((num_clusters, num_cam + num_shared))
-    pull, moved = np.empty(3), np.empty(3)
-    for p in range(len(v_inv)):
-        seen = by_point[point_starts[p] : point_starts[p + 1]]
-        for m in seen:
-            score, first = scores[cluster[m]], cam_idx[m] * per_cam
-            r0, r1 = residual[m, 0] * root[m] * root[m], residual[m, 1] * root[m] * root[m]
-            for i in range(per_cam):
-                score[first + i] += cam[m, 0, i] * r0 + cam[m, 1, i] * r1
-            for s in range(num_shared):
-                score[num_cam + s] += shared[m, 0, s] * r0 + shared[m, 1, s] * r1
-            for j in range(3):
-                pull[j] = point[m, 0, j] * r0 + point[m, 1, j] * r1
-            for j in range(3):
-                moved[j] = v_inv[p, j, 0] * pull[0] + v_inv[p, j, 1] * pull[1] + v_inv[p, j, 2] * pull[2]
-            for other in seen:
-                first = cam_idx[other] * per_cam
-                for i in range(per_cam + num_shared):
-                    at = first + i if i < per_cam else num_cam + i - per_cam
-                    score[at] -= (
-                        w[other, 0, i] * moved[0] + w[other, 1, i] * moved[1] + w[other, 2, i] * moved[2]
-                    )
-    return scores
 
 
 @numba.njit(cache=True)

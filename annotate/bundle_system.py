@@ -69,10 +69,7 @@ def normal_equations(
     observation."""
     root = np.sqrt(weight) / bundle.sigma_px
     residual = np.nan_to_num(terms["residual"])
-    system: dict[str, Any] = {
-        "cam_idx": np.ascontiguousarray(bundle.cam_idx, np.int64),
-        "point_idx": np.ascontiguousarray(bundle.point_idx, np.int64),
-    }
+    system: dict[str, Any] = {"cam_idx": np.ascontiguousarray(bundle.cam_idx, np.int64)}
     per_cam, num_cams, num_points = layout.per_cam, len(bundle.cam_from_world), len(bundle.points_in_world)
     if config.free_points:
         system |= {

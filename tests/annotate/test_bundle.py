@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from worldline.annotate import bundle_kernels as kernels
 from worldline.annotate.bundle import adjust
-from worldline.annotate.bundle_covariance import covariance
+from worldline.annotate.bundle_covariance import cluster_scores, covariance
 from worldline.annotate.bundle_problem import (
     Bundle,
     BundleConfig,
@@ -285,7 +284,7 @@ def test_scores_of_clusters_are_those_of_the_dense_equations() -> None:
     system = normal_equations(bundle, config, terms, weight, layout, bundle)
     _, right = reduce(system, 0.0, layout)
     cluster = bundle.cam_idx * 2 + (bundle.xy_px[:, 0] > 320)
-    found = kernels.cluster_scores(
+    found = cluster_scores(
         terms["cam"],
         terms["shared"],
         terms["point"],
