@@ -112,12 +112,12 @@ def camera_blocks(cam, shared, residual, root, cam_idx, blocks, first, last):
     """Adds the observations first to last - 1 to the cameras' and the shared part of J^T J and of J^T r.
 
     blocks [C + 1, BLOCK, BLOCK]: in the rows and columns of a camera's unknowns and, behind them, the shared ones J^T J,
-    in the column behind all of these J^T r; the last block is the sum over all cameras. Rows of a fixed length become
-    vector instructions.
+    in the column behind all of these J^T r; the last block is the sum over all cameras.
     """
     per_cam, num_shared, tail = cam.shape[2], shared.shape[2], len(blocks) - 1
+    # Rows as wide as vector registers; a constant width would be unrolled into single operations.
     num, width = per_cam + num_shared, blocks.shape[2]
-    of_x, of_y = np.zeros(BLOCK), np.zeros(BLOCK)
+    of_x, of_y = np.zeros(width), np.zeros(width)
     for m in range(first, last):
         w = root[m] * root[m]
         if w == 0.0:
@@ -134,7 +134,7 @@ def camera_blocks(cam, shared, residual, root, cam_idx, blocks, first, last):
                 row[j] += x_i * of_x[j] + y_i * of_y[j]
     for c in range(tail):
         for i in range(num):
-            for j in range(BLOCK):
+            for j in range(width):
                 blocks[tail, i, j] += blocks[c, i, j]
 
 
@@ -160,24 +160,27 @@ def point_blocks(cam, shared, point, residual, root, by_point, point_starts, v, 
 
 @numba.njit(cache=True, nogil=True)
 def damped_inverse(v, damping):
-    """[P, 3, 3] inverses of the symmetric v, their diagonals raised by the damping; by cofactors."""
+    """[P, 3, 3] inverses of the symmetric v, their diagonals raised by the damping."""
     inverse = np.empty_like(v)
     for p in range(len(v)):
-        a = v[p, 0, 0] * (1.0 + damping) + 1e-9
-        d = v[p, 1, 1] * (1.0 + damping) + 1e-9
-        f = v[p, 2, 2] * (1.0 + damping) + 1e-9
-        b, c, e = v[p, 0, 1], v[p, 0, 2], v[p, 1, 2]
-        i00, i01, i02 = d * f - e * e, c * e - b * f, b * e - c * d
-        over = 1.0 / (a * i00 + b * i01 + c * i02)
-        inverse[p, 0, 0], inverse[p, 1, 1], inverse[p, 2, 2] = (
-            i00 * over,
-            (a * f - c * c) * over,
-            (a * d - b * b) * over,
-        )
-        inverse[p, 0, 1] = inverse[p, 1, 0] = i01 * over
-        inverse[p, 0, 2] = inverse[p, 2, 0] = i02 * over
-        inverse[p, 1, 2] = inverse[p, 2, 1] = (b * c - a * e) * over
+        d0 = v[p, 0, 0] * (1.0 + damping) + 1e-9
+        d1 = v[p, 1, 1] * (1.0 + damping) + 1e-9
+        d2 = v[p, 2, 2] * (1.0 + damping) + 1e-9
+        c00, c01, c02, c11, c12, c22, determinant = _cofactors(d0, v[p, 1, 0], d1, v[p, 2, 0], v[p, 2, 1], d2)
+        over = 1.0 / determinant
+        inverse[p, 0, 0], inverse[p, 1, 1], inverse[p, 2, 2] = c00 * over, c11 * over, c22 * over
+        inverse[p, 0, 1] = inverse[p, 1, 0] = c01 * over
+        inverse[p, 0, 2] = inverse[p, 2, 0] = c02 * over
+        inverse[p, 1, 2] = inverse[p, 2, 1] = c12 * over
     return inverse
+
+
+@numba.njit(cache=True)
+def _cofactors(d0, e0, d1, e1, e2, d2):
+    """Cofactors 00, 01, 02, 11, 12, 22 and determinant of a symmetric 3x3 matrix, of its lower triangle by rows."""
+    c00, c01, c02 = d1 * d2 - e2 * e2, e1 * e2 - e0 * d2, e0 * e2 - e1 * d1
+    c11, c12, c22 = d0 * d2 - e1 * e1, e0 * e1 - d0 * e2, d0 * d1 - e0 * e0
+    return c00, c01, c02, c11, c12, c22, d0 * c00 + e0 * c01 + e1 * c02
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
@@ -366,10 +369,9 @@ def settle_points(
 def _step_down(normal, gradient, point):
     """Takes the Gauss-Newton step of one point (normal: lower triangle by rows); False where it is not determined."""
     n00, e0, n11, e1, e2, n22 = normal
-    d0, d1, d2 = n00 * (1 + 1e-6), n11 * (1 + 1e-6), n22 * (1 + 1e-6)
-    c00, c01, c02 = d1 * d2 - e2 * e2, e1 * e2 - e0 * d2, e0 * e2 - e1 * d1
-    c11, c12, c22 = d0 * d2 - e1 * e1, e0 * e1 - d0 * e2, d0 * d1 - e0 * e0
-    determinant = d0 * c00 + e0 * c01 + e1 * c02
+    c00, c01, c02, c11, c12, c22, determinant = _cofactors(
+        n00 * (1 + 1e-6), e0, n11 * (1 + 1e-6), e1, e2, n22 * (1 + 1e-6)
+    )
     if not determinant > 0.0:
         return False
     g0, g1, g2 = gradient

@@ -41,8 +41,8 @@ class LensConfig:
     on most rendered ones, which have none. docs/camera.md has a clip that shows the difference."""
     min_centre_gain: float = 0.0002
     """The same for a principal point off the image's centre, judged on the finished map. Rendered clips whose principal
-    point is some px off gain 0.02 % to 40 %; on drives and on real clips with it near the centre the cost rises by 0.1 % to
-    1 %."""
+    point is some px off gain 0.02 % to 40 %; on drives straight ahead and on real clips with it near the centre the cost rises
+    by 0.1 % to 1 %."""
     centre_share: float = 0.006
     """1-sigma of the principal point around the image's centre, as a share of the width: real lenses and crops put it
     1 % off, and residuals that share their errors count for more than they know."""

@@ -32,7 +32,7 @@ def in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> 
     if num_helpers < 1 or getattr(_here, "is_busy", False):
         return [function(item) for item in items]
     results: dict[int, _Result] = {}
-    left = iter(range(len(items)))
+    left = iter(range(len(items)))  # shared: the interpreter gives each index to one thread
 
     def work() -> None:
         _here.is_busy = True

@@ -73,11 +73,8 @@ def nearest_frames(timestamps_s: np.ndarray, fps: float) -> np.ndarray:
 
 
 def x264_params(**parameters: int) -> str:
-    """The option of that name (min-keyint is min_keyint here), with what makes equal frames give equal bytes: no
-    AVX-512.
-
-    x264's macroblock tree on AVX-512 gave other bytes in up to 8 % of equal encodings on a loaded machine (x264 165 of
-    PyAV 18); with AVX2 none of 7,500, and those that AVX-512 gives most often.
+    """The option of that name (min-keyint is min_keyint here), with what makes equal frames give equal bytes: x264's
+    macroblock tree on AVX-512 now and then gave others on a loaded machine (x264 165 of PyAV 18), on AVX2 it does not.
     """
     pairs = [f"{name.replace('_', '-')}={value}" for name, value in parameters.items()]
     return ":".join([*pairs, "asm=avx2"] if cv2.checkHardwareSupport(_OPENCV_AVX512) else pairs)

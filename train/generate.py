@@ -25,6 +25,7 @@ import av
 import numpy as np
 
 from worldline.annotate.backends import load_backend
+from worldline.datasets.clip_video import x264_params
 from worldline.train.actions import ActionConfig, parse_actions, poses_of_actions
 from worldline.train.overlay import with_control
 
@@ -260,9 +261,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], *, fps: float) -> None
         raise ValueError(f"{path}: no frame was made")
     height, width = first.shape[0] // 2 * 2, first.shape[1] // 2 * 2  # 4:2:0 needs even sizes
     with av.open(str(temporary), "w") as container:
-        stream = container.add_stream(
-            "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "16"}
-        )
+        options = {"crf": "16", "x264-params": x264_params()}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         try:
             for frame in itertools.chain([first], iterator):
